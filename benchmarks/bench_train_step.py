@@ -1,0 +1,145 @@
+"""Whole training steps: a UNet beside diffusers', and the textbook VAE's loop beside ours."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastgen
+from fastgen import streams
+from fastgen.data.augment import augment
+from fastgen.ema import EMA
+from fastgen.functional import at, noise_key
+
+
+def diffusers_step(images, precision):
+    """The step of diffusers' unconditional training example: UNet2DModel, DDPMScheduler, AdamW, EMAModel."""
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    channels, size = images.shape[1], images.shape[-1]
+    model = UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=2,
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=32,
+        resnet_time_scale_shift="scale_shift",
+    )
+    scheduler, ema = DDPMScheduler(), EMAModel(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    clean = images.float() / 127.5 - 1
+
+    def step():
+        noise = torch.randn_like(clean)
+        t = torch.randint(0, 1000, (len(clean),))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            pred = model(scheduler.add_noise(clean, noise, t), t).sample
+            loss = F.mse_loss(pred.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+
+    return model, step
+
+
+def fastgen_step(images, precision):
+    """The step of fastgen.train on the same architecture."""
+    model = fastgen.UNet(images.shape[1], channels=64, multipliers=(1, 2), blocks=2, attention_levels=(1,), head_dim=32)
+    objective = fastgen.DiffusionObjective(model, fastgen.Diffusion("linear", "eps"))
+    optimizer, ema = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), EMA(model, 0.9999)
+
+    def step():
+        key = noise_key(0, streams.NOISE, 0, len(images))
+        fastgen.train_step(objective, optimizer, images, None, key, clip=1.0, precision=precision)
+        ema.update(model, 0)
+
+    return model, step
+
+
+@pytest.mark.parametrize(("channels", "size", "batch"), [(1, 32, 16), (3, 32, 16)], ids=["32x32x1", "32x32x3"])
+def test_unet_step(compare, channels, size, batch):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8)
+    variants = {
+        f"{who} {precision}": make(images, precision)
+        for precision in ("fp32", "bf16")
+        for who, make in (("diffusers", diffusers_step), ("fastgen", fastgen_step))
+    }
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in variants.items()}
+    assert max(sizes.values()) < 1.001 * min(sizes.values()), f"not the same architecture: {sizes}"
+    steps = {name: step for name, (_, step) in variants.items()}
+    compare(
+        f"UNet training step, batch {batch} of {size}x{size}x{channels}",
+        steps,
+        rounds=10,
+        peers={"fastgen fp32": ["diffusers fp32"], "fastgen bf16": ["diffusers bf16", "diffusers fp32"]},
+    )
+
+
+def textbook_vae_epoch(images):
+    """The textbook's loop: DataLoader, binary cross-entropy after the Sigmoid + KL, Adam, fp32."""
+    model = fastgen.VAE(784, 16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    data = torch.utils.data.TensorDataset(images.float() / 255)
+    loader = torch.utils.data.DataLoader(data, batch_size=128, shuffle=True)
+    encoder, decoder = model.encoder, model.decoder
+
+    def epoch():
+        for (x,) in loader:
+            x = x.flatten(1)
+            mu, logvar = encoder(x).chunk(2, dim=1)
+            recon = decoder(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu))
+            kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+            loss = (F.binary_cross_entropy(recon, x, reduction="sum") + kl) / len(x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def fastgen_vae_epoch(images, precision="auto", shift=0, decay=None):
+    """The same epoch by fastgen's step; with `shift` and `decay` it has the augmentation and the EMA of the preset mnist-vae."""
+    model = fastgen.VAE(784, 16)
+    objective = fastgen.VAEObjective(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    ema = None if decay is None else EMA(model, decay)
+    batches = fastgen.open_dataset(images).batches(128)
+
+    def epoch():
+        for i in range(-(-len(images) // 128)):
+            x, _ = next(batches)
+            key = noise_key(0, streams.NOISE, i, 128)
+            x = augment(x, at(key, stream=streams.AUGMENT), shift=shift)
+            fastgen.train_step(objective, optimizer, x, None, key, precision=precision)
+            if ema is not None:
+                ema.update(model, i)
+
+    return epoch
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_textbook_vae(compare, threads):
+    images, _ = next(fastgen.open_dataset("mnist").batches(4_500))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    steps = {
+        "textbook": textbook_vae_epoch(images),
+        "fastgen": fastgen_vae_epoch(images),
+        "fastgen fp32": fastgen_vae_epoch(images, "fp32"),
+        "fastgen with shift, EMA": fastgen_vae_epoch(images, "auto", 1, 0.99),
+    }
+    try:
+        compare(
+            "Textbook VAE, an epoch of 4,500 digits in batches of 128",
+            steps,
+            rounds=10,
+            peers={name: ["textbook"] for name in list(steps)[1:]},
+        )
+    finally:
+        torch.set_num_threads(before)

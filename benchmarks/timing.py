@@ -1,0 +1,47 @@
+"""Timing variants of one job side by side: interleaved, so that a slow second of the machine hits all alike, and by medians."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    median: float  # seconds
+    spread: float  # interquartile range over the median
+    ratios: dict[str, float]  # a peer's median over this one's: above 1 is faster than the peer
+
+
+def interleaved(steps: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of every call: all steps in turn, `rounds` times over, after `warmup` rounds that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(warmup + rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def rows(seconds: dict[str, list[float]], peers: dict[str, list[str]]) -> list[Row]:
+    """A row for each variant; peers names whom it is compared with."""
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    result = []
+    for name, values in seconds.items():
+        low, _, high = statistics.quantiles(values, n=4)
+        ratios = {peer: median[peer] / median[name] for peer in peers.get(name, [])}
+        result.append(Row(name, median[name], (high - low) / median[name], ratios))
+    return result
+
+
+def machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"

@@ -1,0 +1,168 @@
+"""Configurations of training runs: frozen dataclasses, free of torch, so that the command line answers at once."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastgen.errors import expect
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = ""
+    """"mnist", "digits", a folder of images, or a .npy or .npz file."""
+    size: int | None = None
+    """Side in pixels to which images are cropped and resized."""
+    channels: int | None = None
+    """1 for grey, 3 for colour; as the images are when not given."""
+    flip: bool = False
+    """Mirror images at random."""
+    shift: int = 0
+    """Shift images at random by up to this many pixels."""
+    workers: int | None = None
+    """Processes that read images where they do not fit in memory."""
+
+    def __post_init__(self):
+        expect("data.size", self.size, self.size is None or self.size >= 1, "a number of pixels >= 1")
+        expect("data.channels", self.channels, self.channels in (None, 1, 3), "1 or 3")
+        expect("data.shift", self.shift, self.shift >= 0, "a number of pixels >= 0")
+        expect("data.workers", self.workers, self.workers is None or self.workers >= 0, "a number >= 0")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    channels: int = 128
+    """Width of the first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Width of each level over the first."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    attention_levels: tuple[int, ...] = (1,)
+    """Levels (0 is the first) whose blocks attend."""
+    head_dim: int = 64
+    """Channels of an attention head."""
+    groups: int = 32
+    """Groups of every GroupNorm."""
+    patch: int = 1
+    """Side of the pixel-unshuffle at the stem."""
+    dropout: float = 0.0
+    checkpointing: bool = False
+    """Recompute blocks in backward: less memory, more time."""
+
+    def __post_init__(self):
+        for name in ("channels", "blocks", "head_dim", "groups", "patch"):
+            expect(f"model.{name}", getattr(self, name), getattr(self, name) >= 1, "a number >= 1")
+        expect("model.multipliers", self.multipliers, self.multipliers and min(self.multipliers) >= 1, "numbers >= 1")
+        expect("model.dropout", self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)")
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    latent_dim: int = 16
+    """Length of the latent vector."""
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    std: float = 1.0
+    """Deviation of the gaussian likelihood."""
+
+    def __post_init__(self):
+        expect("model.latent_dim", self.latent_dim, self.latent_dim >= 1, "a number >= 1")
+        expect("model.std", self.std, self.std > 0 and math.isfinite(self.std), "a finite number > 0")
+
+
+@dataclass(frozen=True)
+class ConvVAEConfig(VAEConfig):
+    channels: int = 32
+    """Width of the first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Width of each level over the first."""
+    blocks: int = 1
+    """Residual blocks per level."""
+    groups: int = 8
+    """Groups of every GroupNorm."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    schedule: Literal["linear", "cosine", "sigmoid", "rectified_flow"] = "rectified_flow"
+    prediction: Literal["eps", "x0", "v", "flow"] = "flow"
+    weighting: Literal["uniform", "min_snr"] = "uniform"
+    times: Literal["uniform", "stratified", "logit_normal"] = "uniform"
+    """How t is drawn in training."""
+    loss: Literal["mse", "l1", "huber", "charbonnier"] = "mse"
+    label_dropout: float = 0.1
+    """Share of samples trained without their label, for guidance."""
+
+    def __post_init__(self):
+        expect("diffusion.label_dropout", self.label_dropout, 0 <= self.label_dropout <= 1, "a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: UNetConfig | VAEConfig | ConvVAEConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig | None = field(default_factory=DiffusionConfig)
+    """What the UNet is trained for; none for a VAE."""
+
+    steps: int = 100_000
+    """Optimizer steps in all; the learning rate depends on the step alone."""
+    batch_size: int = 128
+    """Samples per optimizer step."""
+    accumulation: int = 1
+    """Parts that a batch is computed in, for less memory."""
+    lr: float = 2e-4
+    """Learning rate after warm-up."""
+    lr_decay: Literal["cosine", "constant"] = "cosine"
+    """To 0 at the last step, or not at all."""
+    warmup: int = 500
+    """Steps in which the learning rate rises from 0."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Of AdamW."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 to leave it."""
+    ema: float = 0.9999
+    """Decay of the weights' moving average, which samples are drawn with; it warms up as (1 + step) / (10 + step)."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the processor or GPU computes in it."""
+    device: str = "auto"
+    """auto: cuda where there is one, else cpu."""
+    threads: int | None = None
+    """Processor threads; torch's choice when not given. Small models may be faster with 1."""
+    seed: int = 0
+    max_minutes: float | None = None
+    """Stop and save after this time; --resume goes on."""
+
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 5_000
+    """Steps between sample grids."""
+    checkpoint_every: int = 5_000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept, the last ones."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "sample_every", "checkpoint_every", "keep"):
+            expect(name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+        for name in ("warmup", "seed"):
+            expect(name, getattr(self, name), 0 <= getattr(self, name) < 2**63, "a whole number >= 0")
+        for name in ("weight_decay", "clip"):
+            expect(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a finite number >= 0")
+        expect("lr", self.lr, 0 < self.lr < math.inf, "a finite number > 0")
+        expect("betas", self.betas, all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        expect("ema", self.ema, 0 <= self.ema < 1, "a number in [0, 1)")
+        expect("threads", self.threads, self.threads is None or self.threads >= 1, "a whole number >= 1")
+        expect("max_minutes", self.max_minutes, self.max_minutes is None or self.max_minutes > 0, "minutes > 0")
+        expect(
+            "accumulation",
+            self.accumulation,
+            self.batch_size % self.accumulation == 0,
+            f"a divisor of batch_size {self.batch_size}",
+        )
+        expect(
+            "diffusion",
+            self.diffusion,
+            (self.diffusion is None) == isinstance(self.model, VAEConfig),
+            "settings for a UNet and none for a VAE",
+        )

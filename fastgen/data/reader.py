@@ -1,0 +1,90 @@
+"""Reading samples of a source, with broken images replaced by the next good one."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+Batch = tuple[torch.Tensor, torch.Tensor | None]  # uint8 (B, C, H, W), int64 (B,) or None
+Read = tuple[torch.Tensor, torch.Tensor | None, dict[int, str]]  # a batch and the broken images met so far
+
+
+class BrokenImage(Exception):
+    """An image that cannot be read; its text says why."""
+
+
+class Source(Protocol):
+    """Samples by index. `fixed`: the same pixels at every read, so that they may be read once and kept."""
+
+    @property
+    def classes(self) -> list[str] | None: ...
+
+    @property
+    def fixed(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call this sample in a message."""
+
+    def read(self, index: int) -> tuple[np.ndarray, int | None]:
+        """Image uint8 (C, H, W) and label; raises BrokenImage."""
+
+
+class Reader(Dataset):
+    """Reads batches; copied into each worker of a DataLoader, where it meets broken images of its own."""
+
+    def __init__(self, source: Source, max_broken: int):
+        self.source, self.max_broken = source, max_broken
+        self.broken: dict[int, str] = {}  # index: reason
+        image, label = self._read_good(0)
+        self.shape: tuple[int, ...] = image.shape
+        self._labelled = label is not None
+
+    def __getitems__(self, indices: Iterable[int]) -> Read | ValueError:
+        """What DataLoader calls: read(), its ValueError returned, since torch buries a message in a traceback."""
+        try:
+            return self.read(indices)
+        except ValueError as error:
+            return error
+
+    def read(self, indices: Iterable[int]) -> Read:
+        """Images uint8 (B, C, H, W), labels int64 (B,) or None, and the broken images this reader has met."""
+        images, labels = zip(*(self._read_checked(int(index)) for index in indices), strict=True)
+        label = None if labels[0] is None else torch.tensor(labels, dtype=torch.int64)
+        return torch.from_numpy(np.stack(images)), label, dict(self.broken)
+
+    def note(self, broken: dict[int, str]) -> None:
+        """Count broken images, here or in a worker found; raise ValueError when they are too many."""
+        self.broken.update(broken)
+        if len(self.broken) == len(self.source):
+            raise ValueError(f"no images found in {self.source}: all {len(self.source)} are broken: {self._first()}")
+        if len(self.broken) > self.max_broken:
+            raise ValueError(
+                f"{len(self.broken)} broken images in {self.source}, max_broken is {self.max_broken}: {self._first()}"
+            )
+
+    def _read_checked(self, index: int) -> tuple[np.ndarray, int | None]:
+        image, label = self._read_good(index)
+        if image.shape != self.shape:
+            raise ValueError(
+                f"images must have one shape: {self.source.name(index)} of {self.source} is (C, H, W) = {image.shape}, "
+                f"the first is {self.shape}; size= crops and resizes them all, channels= makes them all grey or RGB"
+            )
+        if (label is not None) != self._labelled:
+            raise ValueError(f"all or no samples of {self.source} must have labels; {self.source.name(index)} differs")
+        return image, label
+
+    def _read_good(self, index: int) -> tuple[np.ndarray, int | None]:
+        while True:  # ends: note() raises when all are broken
+            if index not in self.broken:
+                try:
+                    return self.source.read(index)
+                except BrokenImage as error:
+                    self.note({index: str(error)})
+            index = (index + 1) % len(self.source)
+
+    def _first(self) -> str:
+        return "; ".join(f"{self.source.name(i)} ({reason})" for i, reason in sorted(self.broken.items())[:5])

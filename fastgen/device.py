@@ -1,0 +1,34 @@
+"""Which device to compute on, and in which precision."""
+
+import torch
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """ "auto" is cuda where there is one, else cpu. Raises ValueError for a device that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
+        raise ValueError(
+            f"device: expected auto, cpu, or a device of this machine, got {name!r} ({_first_line(error)})"
+        ) from None
+    return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware: on others bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast for "bf16", and for "auto" where `computes_bf16`; a context that does nothing otherwise."""
+    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0].rstrip(".")

@@ -1,0 +1,146 @@
+"""The diffusion contract: a schedule, what the network predicts, and how the loss is weighted.
+
+`PREDICTIONS` and `WEIGHTINGS` are the tables of names that configurations use; `fastgen.schedules` is the third.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.errors import lookup
+from fastgen.functional import to_x0
+from fastgen.schedules import SCHEDULES, Schedule
+from fastgen_kernels.q_sample import Target
+
+
+class Preconditioning(NamedTuple):
+    """x0_hat = c_skip · x_t + c_out · net(c_in · x_t, t); c_in None reads x_t as it is."""
+
+    c_in: Tensor | None
+    c_skip: Tensor
+    c_out: Tensor
+
+
+def _eps(alpha: Tensor, sigma: Tensor) -> Preconditioning:
+    """eps = (x_t - alpha·x0) / sigma (DDPM, arXiv:2006.11239, eq. 9)."""
+    return Preconditioning(None, 1 / alpha, -sigma / alpha)
+
+
+def _x0(alpha: Tensor, sigma: Tensor) -> Preconditioning:
+    return Preconditioning(None, torch.zeros_like(alpha), torch.ones_like(alpha))
+
+
+def _v(alpha: Tensor, sigma: Tensor) -> Preconditioning:
+    """v = alpha·eps - sigma·x0 (Salimans & Ho 2022, arXiv:2202.00512, section 4), on any schedule."""
+    power = alpha**2 + sigma**2
+    return Preconditioning(None, alpha / power, -sigma / power)
+
+
+def _flow(alpha: Tensor, sigma: Tensor) -> Preconditioning:
+    """flow = eps - x0 (rectified flow, arXiv:2209.03003, eq. 1, towards noise), on any schedule."""
+    total = alpha + sigma
+    return Preconditioning(None, 1 / total, -sigma / total)
+
+
+def _uniform(log_snr: Tensor, c_out: Tensor) -> Tensor:
+    """1 on the prediction's own error."""
+    return torch.ones_like(log_snr)
+
+
+def _min_snr(log_snr: Tensor, c_out: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma) on the error of x0 (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
+    return log_snr.exp().clamp(max=gamma) * c_out**2
+
+
+PREDICTIONS: dict[str, Callable[[Tensor, Tensor], Preconditioning]] = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow}
+
+# A weight multiplies the squared error of the prediction. One that is stated on the error of x0 becomes that by c_out²,
+# since x0_hat - x0 = c_out · (prediction - target): so a weighting means the same for every prediction.
+WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"uniform": _uniform, "min_snr": _min_snr}
+
+
+class Diffusion:
+    """A schedule (its name or an object of `fastgen.schedules`), a prediction and a weighting.
+
+    Raises ValueError for an unknown name, and for eps-prediction on a schedule with zero terminal SNR, where x_1 holds no x0
+    that eps could give back.
+    """
+
+    def __init__(self, schedule: Schedule | str, prediction: Target = "flow", weighting: str = "uniform"):
+        self.schedule: Schedule = lookup("schedule", schedule, SCHEDULES)() if isinstance(schedule, str) else schedule
+        self.prediction, self.weighting = prediction, weighting
+        lookup("prediction", prediction, PREDICTIONS)
+        lookup("weighting", weighting, WEIGHTINGS)
+        if prediction == "eps" and self.schedule.zero_terminal_snr:
+            raise ValueError("prediction: expected 'v', 'x0' or 'flow' on a schedule with zero terminal SNR, got 'eps'")
+
+    def preconditioning(self, t: Tensor) -> Preconditioning:
+        """The coefficients that turn the network's output at t into x0_hat, each of t's shape."""
+        return PREDICTIONS[self.prediction](self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def weight(self, t: Tensor) -> Tensor:
+        """The weight of the prediction's squared error at t, of t's shape."""
+        return WEIGHTINGS[self.weighting](self.schedule.log_snr(t), self.preconditioning(t).c_out)
+
+    def denoiser(
+        self,
+        net: nn.Module,
+        *,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        guidance: float = 1.0,
+        clip: float | None = None,
+    ) -> "Denoiser":
+        """denoise(x_t, t) -> x0_hat for the samplers; see Denoiser."""
+        return Denoiser(self, net, label, context, guidance, clip)
+
+
+class Denoiser:
+    """denoise(x_t, t) -> x0_hat, the network's estimate of the clean sample.
+
+    x_t: (N, C, *S). t: (N,) or a 0-dim tensor on x_t's device. label: int64 (N,). context: (N, L, D).
+    guidance: w of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), out = uncond + w · (cond - uncond), both in
+    one forward of 2N; w = 1 is the conditional model itself. The unconditional half has the null label and a context of zeros.
+    clip: x0_hat is clamped to [-clip, clip] where it is given.
+
+    Raises ValueError for guidance other than 1 with neither label nor context.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        net: nn.Module,
+        label: Tensor | None,
+        context: Tensor | None,
+        guidance: float,
+        clip: float | None,
+    ):
+        if guidance != 1 and label is None and context is None:
+            raise ValueError(f"guidance: expected 1 where there is neither label nor context, got {guidance}")
+        self.diffusion, self.net, self.guidance, self.clip = diffusion, net, guidance, clip
+        self.label, self.context = label, context
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.diffusion.schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        t = t.expand(x.shape[0])
+        c_in, c_skip, c_out = self.diffusion.preconditioning(t)
+        x_in = x if c_in is None else x * c_in.view(-1, *[1] * (x.dim() - 1))
+        if self.guidance == 1:
+            x0 = to_x0(self.net(x_in, t, self.label, self.context), x, c_skip, c_out)
+        else:
+            out, uncond = self._conditional_and_not(x_in, t)
+            x0 = to_x0(out, x, c_skip, c_out, uncond=uncond, guidance=self.guidance)
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+    def _conditional_and_not(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        label, context = self.label, self.context
+        if label is not None:
+            label = torch.cat([label, torch.full_like(label, cast(int, self.net.num_classes))])
+        if context is not None:
+            context = torch.cat([context, torch.zeros_like(context)])
+        return self.net(torch.cat([x, x]), torch.cat([t, t]), label, context).chunk(2)

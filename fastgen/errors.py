@@ -1,0 +1,26 @@
+"""Errors that name the argument, what was expected and what came."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def expect(argument: str, value: Any, holds: Any, expected: str) -> None:
+    """Raises ValueError, with what was expected of the argument, unless `holds`."""
+    if not holds:
+        raise ValueError(f"{argument}: expected {expected}, got {value!r}")
+
+
+def lookup(argument: str, name: str, table: Mapping[str, T]) -> T:
+    """table[name]; ValueError with the table's names, and the nearest one, where there is none."""
+    if name in table:
+        return table[name]
+    raise ValueError(f"{argument}: expected one of {', '.join(table)}, got {name!r}{did_you_mean(name, table)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'; did you mean mnist?' where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,75 @@
+"""Writing images: one grid, a folder of files, or arrays."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+
+def grid(images: Tensor, columns: int | None = None, border: int = 2) -> np.ndarray:
+    """uint8 (N, C, H, W) as one picture (H', W', C), row by row on black, near a square where `columns` is not given."""
+    n, c, h, w = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / columns)
+    picture = np.zeros((rows * (h + border) + border, columns * (w + border) + border, c), np.uint8)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = border + i // columns * (h + border), border + i % columns * (w + border)
+        picture[top : top + h, left : left + w] = image
+    return picture
+
+
+def save_grid(path: Path, images: Tensor, columns: int | None = None, smallest: int = 640) -> None:
+    """The grid as a PNG, enlarged by a whole factor to at least about `smallest` pixels across."""
+    picture = _pil(grid(images, columns))
+    factor = max(1, round(smallest / max(picture.size)))
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    _write(path, lambda file: picture.save(file, format="PNG"))
+
+
+def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int | None = None) -> None:
+    """uint8 (N, C, H, W): a grid for a .png; `images` (N, H, W, C) and `labels` for a .npz; a folder of PNGs without a suffix."""
+    check_out(out)
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    if out.suffix == ".png":
+        save_grid(out, images, columns)
+    elif out.suffix == ".npz":
+        named: dict[str, Any] = {"images": arrays} | ({} if labels is None else {"labels": labels.cpu().numpy()})
+        _write(out, lambda file: np.savez_compressed(file, **named))
+    else:
+        for i, array in enumerate(arrays):
+            name = f"{i:06d}.png" if labels is None else f"{i:06d}-{int(labels[i])}.png"
+            _write(out / name, lambda file, array=array: _pil(array).save(file, format="PNG"))
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError unless `save_images` can write to `out`: better before hours of sampling than after."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise ValueError(f"out: expected a .png, a .npz or a folder, got {str(out)!r}")
+    folder = out if out.suffix == "" else out.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".fastgen-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None
+    if out.suffix and out.is_dir():
+        raise ValueError(f"out: expected a file, got the folder {str(out)!r}")
+
+
+def _pil(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def _write(path: Path, write: Callable) -> None:
+    """Under a temporary name until it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        write(file)
+    temporary.replace(path)

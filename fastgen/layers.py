@@ -1,0 +1,120 @@
+"""The blocks that the models are built of. N batch, C channels, *S spatial, D width of an embedding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.functional import attention, attention_qkv, group_norm
+from fastgen_kernels.group_norm import Activation
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+def conv(dims: int, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+    """A convolution over `dims` spatial dimensions that keeps the size at stride 1."""
+    return _CONV[dims](in_channels, out_channels, kernel, stride=stride, padding=kernel // 2)
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zeros in every parameter: the block that ends in this layer begins as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Cosines and sines of 1000·t at `dim`/2 geometric frequencies each (DDPM, arXiv:2006.11239, appendix B): t (N,), in [0, 1],
+    to (N, dim) fp32."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angle = 1000 * t.float()[:, None] * max_period**-exponent
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """(N, C, *S) to (N, C·patch^dims, *S/patch): a pixel-unshuffle over one or two spatial dimensions."""
+    if x.dim() == 4:
+        return F.pixel_unshuffle(x, patch)
+    return x.unflatten(2, (-1, patch)).movedim(3, 2).flatten(1, 2)
+
+
+def unpatchify(x: Tensor, patch: int) -> Tensor:
+    """The inverse of patchify."""
+    if x.dim() == 4:
+        return F.pixel_shuffle(x, patch)
+    return x.unflatten(1, (-1, patch)).movedim(2, 3).flatten(2, 3)
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm with what follows it in a UNet fused: see `fastgen.functional.group_norm`."""
+
+    def forward(
+        self, x: Tensor, *, activation: Activation | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, activation=activation, scale=scale, shift=shift)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), the second norm scaled and shifted by the embedding (ADM, Dhariwal & Nichol
+    2021, arXiv:2105.05233, section 3). The embedding comes activated, (N, D); without `emb_dim` there is none."""
+
+    def __init__(
+        self, dims: int, in_channels: int, out_channels: int, groups: int, emb_dim: int | None = None, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.norm1 = GroupNorm(groups, in_channels)
+        self.conv1 = conv(dims, in_channels, out_channels)
+        self.emb = None if emb_dim is None else nn.Linear(emb_dim, 2 * out_channels)
+        self.norm2 = GroupNorm(groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(conv(dims, out_channels, out_channels))
+        self.skip = nn.Identity() if in_channels == out_channels else conv(dims, in_channels, out_channels, kernel=1)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        h = self.conv1(self.norm1(x, activation="silu"))
+        scale, shift = (None, None) if self.emb is None else self.emb(emb).chunk(2, dim=1)
+        h = self.norm2(h, activation="silu", scale=scale, shift=shift)
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class SelfAttention(nn.Module):
+    """x + out(attention(qkv(norm(x)))) over all positions."""
+
+    def __init__(self, dims: int, channels: int, groups: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm(groups, channels)
+        self.qkv = conv(dims, channels, 3 * channels, kernel=1)
+        self.out = zero_init(conv(dims, channels, channels, kernel=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(attention_qkv(self.qkv(self.norm(x)), self.num_heads))
+
+
+class CrossAttention(nn.Module):
+    """x + out(attention(q(norm(x)), k(context), v(context))); context (N, L, D)."""
+
+    def __init__(self, dims: int, channels: int, groups: int, num_heads: int, context_dim: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm(groups, channels)
+        self.q = conv(dims, channels, channels, kernel=1)
+        self.kv = nn.Linear(context_dim, 2 * channels)
+        self.out = zero_init(conv(dims, channels, channels, kernel=1))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q = self.q(self.norm(x)).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)  # [N, H, S, D/H]
+        k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [N, H, L, D/H] each
+        h = attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        return x + self.out(h)
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbours, then a convolution."""
+
+    def __init__(self, dims: int, channels: int):
+        super().__init__()
+        self.conv = conv(dims, channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

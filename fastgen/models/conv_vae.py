@@ -1,0 +1,66 @@
+"""A convolutional VAE with a latent vector: for embedding, anomalies and small images."""
+
+from torch import Tensor, nn
+
+from fastgen.layers import GroupNorm, ResBlock, Upsample, conv
+from fastgen.models.vae import VariationalAutoencoder, _unit
+
+
+class ConvVAE(VariationalAutoencoder):
+    """x: (N, in_channels, image_size, image_size) to a latent vector and back; see VariationalAutoencoder.
+
+    channels: width at the first level; multipliers: width of each level over it, each level half the size of the one before, so
+    image_size must be a multiple of 2^(levels - 1); blocks: residual blocks per level; groups: of every GroupNorm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_dim: int,
+        image_size: int,
+        *,
+        channels: int = 32,
+        multipliers: tuple[int, ...] = (1, 2, 2),
+        blocks: int = 1,
+        groups: int = 8,
+        likelihood: str = "bernoulli",
+        std: float = 1.0,
+    ):
+        super().__init__(likelihood=likelihood, std=std)
+        widths = [channels * m for m in multipliers]
+        side, rest = divmod(image_size, 2 ** (len(widths) - 1))
+        if rest or side == 0:
+            raise ValueError(f"image_size: expected a multiple of {2 ** (len(widths) - 1)}, got {image_size}")
+        if any(width % groups for width in widths):
+            raise ValueError(f"groups: expected a divisor of every level's channels {widths}, got {groups}")
+        self.latent_dim, self.shape = latent_dim, (in_channels, image_size, image_size)
+
+        encoder: list[nn.Module] = [conv(2, in_channels, channels)]
+        width = channels
+        for level, cout in enumerate(widths):
+            if level > 0:
+                encoder.append(conv(2, width, width, stride=2))
+            for _ in range(blocks):
+                encoder.append(ResBlock(2, width, cout, groups))
+                width = cout
+        encoder += [GroupNorm(groups, width), nn.SiLU(), nn.Flatten(), nn.Linear(width * side**2, 2 * latent_dim)]
+
+        decoder: list[nn.Module] = [nn.Linear(latent_dim, width * side**2), nn.Unflatten(1, (width, side, side))]
+        for level, cout in reversed(list(enumerate(widths))):
+            for _ in range(blocks):
+                decoder.append(ResBlock(2, width, cout, groups))
+                width = cout
+            if level > 0:
+                decoder.append(Upsample(2, width))
+        decoder += [GroupNorm(groups, width), nn.SiLU(), conv(2, width, in_channels)]
+
+        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x: expected (N, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        return self.encoder(_unit(x)).chunk(2, dim=1)
+
+    def decode_logits(self, z: Tensor) -> Tensor:
+        return self.decoder(z)

@@ -1,0 +1,22 @@
+"""The textbook's name for the network of a diffusion model."""
+
+from torch import Tensor, nn
+
+from fastgen.models.unet import UNet
+
+
+class DiffusionModel(nn.Module):
+    """DiffusionModel(input_dim)(x, t) -> out, of x's shape: a UNet of three levels with 64 to 128 channels.
+
+    x: (N, input_dim, H, W), H and W multiples of 4. t: (N,) in [0, 1]. What `out` means is the prediction it is trained for.
+    It has no classes and no context: passing either is an error. `UNet` has every choice.
+    """
+
+    num_classes = None
+
+    def __init__(self, input_dim: int):
+        super().__init__()
+        self.unet = UNet(input_dim, channels=64, multipliers=(1, 2, 2), attention_levels=(2,), blocks=1)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        return self.unet(x, t, label, context)

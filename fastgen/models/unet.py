@@ -1,0 +1,185 @@
+"""The UNet of DDPM and ADM: what denoises pixels and latents."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastgen.layers import (
+    CrossAttention,
+    GroupNorm,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    conv,
+    patchify,
+    timestep_embedding,
+    unpatchify,
+    zero_init,
+)
+
+
+class UNet(nn.Module):
+    """net(x, t, label=None, context=None) -> out.
+
+    x: (N, in_channels, *S), S of `dims` dimensions, each a multiple of `multiple`. t: (N,) in [0, 1]. label: int64 (N,), in
+    [0, num_classes], num_classes being the null label, which no label means too. context: (N, L, context_dim).
+    out: (N, out_channels, *S).
+
+    channels: width at the first level; multipliers: width of each level over it, each level half the size of the one before;
+    blocks: residual blocks per level; attention_levels: the levels (0 is the first) whose blocks attend; head_dim: channels of a
+    head (at most; a narrower level has one head); groups: of every GroupNorm; patch: side of the pixel-unshuffle at the stem;
+    checkpointing: recompute each block in backward instead of keeping its activations.
+
+    Raises ValueError for a size, label or context that does not fit. The design is that of DDPM (Ho et al. 2020,
+    arXiv:2006.11239, appendix B) with ADM's scale and shift (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        out_channels: int | None = None,
+        dims: int = 2,
+        channels: int = 64,
+        multipliers: tuple[int, ...] = (1, 2, 4),
+        blocks: int = 2,
+        attention_levels: tuple[int, ...] = (),
+        mid_attention: bool = True,
+        head_dim: int = 64,
+        groups: int = 32,
+        patch: int = 1,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        context_dim: int | None = None,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        if dims not in (1, 2):
+            raise ValueError(f"dims: expected 1 or 2, got {dims}")
+        widths = [channels * m for m in multipliers]
+        _check_widths(widths, groups, head_dim, attention_levels)
+        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
+        self.dims, self.patch, self.checkpointing = dims, patch, checkpointing
+        self.channels, self.num_classes, self.context_dim = channels, num_classes, context_dim
+        self.multiple = patch * 2 ** (len(widths) - 1)
+        emb_dim = 4 * channels
+
+        def block(level: int, cin: int, cout: int, attend: bool) -> Block:
+            return Block(dims, cin, cout, groups, emb_dim, dropout, max(1, cout // head_dim) if attend else 0, context_dim)
+
+        self.time = nn.Sequential(nn.Linear(channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, emb_dim)
+        self.stem = conv(dims, in_channels * patch**dims, channels)
+
+        self.down = nn.ModuleList()
+        skips, width = [channels], channels
+        for level, cout in enumerate(widths):
+            for _ in range(blocks):
+                self.down.append(block(level, width, cout, level in attention_levels))
+                width = cout
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.down.append(conv(dims, width, width, stride=2))
+                skips.append(width)
+
+        self.mid = nn.ModuleList(
+            [block(len(widths) - 1, width, width, mid_attention), block(len(widths) - 1, width, width, False)]
+        )
+
+        self.up = nn.ModuleList()
+        for level, cout in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(block(level, width + skips.pop(), cout, level in attention_levels))
+                width = cout
+            if level > 0:
+                self.up.append(Upsample(dims, width))
+
+        self.norm = GroupNorm(groups, width)
+        self.head = zero_init(conv(dims, width, self.out_channels * patch**dims))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        self._check(x, label, context)
+        emb = self._embed(t, label)
+
+        h = self.stem(patchify(x, self.patch))
+        skips = [h]
+        for layer in self.down:
+            h = self._run(layer, h, emb, context)
+            skips.append(h)
+
+        for layer in self.mid:
+            h = self._run(layer, h, emb, context)
+
+        for layer in self.up:
+            if isinstance(layer, Block):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = self._run(layer, h, emb, context)
+
+        return unpatchify(self.head(self.norm(h, activation="silu")), self.patch)
+
+    def _embed(self, t: Tensor, label: Tensor | None) -> Tensor:
+        """Time and class as one embedding, activated once for all blocks: [N, 4·channels]."""
+        emb = self.time(timestep_embedding(t, self.channels))
+        if self.label is not None:
+            if label is None:
+                label = torch.full_like(t, self.label.num_embeddings - 1, dtype=torch.int64)
+            emb = emb + self.label(label)
+        return nn.functional.silu(emb)
+
+    def _run(self, layer: nn.Module, h: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        arguments = (h, emb, context) if isinstance(layer, Block) else (h,)
+        if self.checkpointing and self.training:
+            return checkpoint(layer, *arguments, use_reentrant=False)
+        return layer(*arguments)
+
+    def _check(self, x: Tensor, label: Tensor | None, context: Tensor | None) -> None:
+        if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels or any(s % self.multiple or s == 0 for s in x.shape[2:]):
+            expected = ", ".join(["N", str(self.in_channels)] + [f"multiple of {self.multiple}"] * self.dims)
+            raise ValueError(f"x: expected ({expected}), got {tuple(x.shape)}")
+        if label is not None and self.num_classes is None:
+            raise ValueError("label: expected None from a UNet without num_classes, got labels")
+        if (context is None) != (self.context_dim is None):
+            raise ValueError(
+                f"context: expected {'None' if self.context_dim is None else f'(N, L, {self.context_dim})'}, "
+                f"got {None if context is None else tuple(context.shape)}"
+            )
+
+
+class Block(nn.Module):
+    """A residual block, then self-attention and cross-attention where there are heads and context."""
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        emb_dim: int,
+        dropout: float,
+        num_heads: int,
+        context_dim: int | None,
+    ):
+        super().__init__()
+        self.res = ResBlock(dims, in_channels, out_channels, groups, emb_dim, dropout)
+        self.attention = SelfAttention(dims, out_channels, groups, num_heads) if num_heads else None
+        self.cross = (
+            CrossAttention(dims, out_channels, groups, num_heads, context_dim) if num_heads and context_dim is not None else None
+        )
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        h = self.res(x, emb)
+        if self.attention is not None:
+            h = self.attention(h)
+        if self.cross is not None:
+            h = self.cross(h, context)
+        return h
+
+
+def _check_widths(widths: list[int], groups: int, head_dim: int, attention_levels: tuple[int, ...]) -> None:
+    for width in widths:
+        if width % groups:
+            raise ValueError(f"groups: expected a divisor of every level's channels {widths}, got {groups}")
+        if width > head_dim and width % head_dim:
+            raise ValueError(f"head_dim: expected a divisor of every wider level's channels {widths}, got {head_dim}")
+    if any(level not in range(len(widths)) for level in attention_levels):
+        raise ValueError(f"attention_levels: expected levels from 0 to {len(widths) - 1}, got {tuple(attention_levels)}")

@@ -1,0 +1,129 @@
+"""Variational autoencoders with a latent vector: what all have in common, and the textbook's MLP."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen import streams
+from fastgen.functional import at, fresh_key, philox_normal, reparameterize_kl
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+
+
+class VariationalAutoencoder(nn.Module):
+    """p(x, z) = N(z; 0, I) p(x | z) with the approximate posterior q(z | x) = N(mu, exp(logvar)) (Kingma & Welling 2014,
+    arXiv:1312.6114).
+
+    A subclass has `latent_dim`, `encode(x) -> mu, logvar`, each (N, latent_dim), and `decode_logits(z)`, the image before the
+    sigmoid.
+    x: floating in [0, 1], or uint8, which is read as x / 255. p(x | z) is "bernoulli", a cross-entropy that takes grey values as
+    probabilities, or "gaussian" around the decoded image with deviation `std`. Everything is in nats.
+    """
+
+    latent_dim: int
+
+    def __init__(self, *, likelihood: str = "bernoulli", std: float = 1.0):
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood: expected one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
+        if not std > 0:
+            raise ValueError(f"std: expected a number > 0, got {std}")
+        self.likelihood, self.std = likelihood, std
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def decode_logits(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (N, latent_dim) to images in [0, 1]."""
+        return self.decode_logits(z).sigmoid()
+
+    def reparameterize(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        """z = mu + exp(logvar / 2) · eps, eps drawn afresh."""
+        return reparameterize_kl(mu, logvar)[0]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """recon, mu, logvar."""
+        mu, logvar = self.encode(x)
+        return self.decode(self.reparameterize(mu, logvar)), mu, logvar
+
+    def elbo(self, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        """log p(x | z) - KL(q || p) at one z ~ q(z | x), a lower bound of log p(x) in expectation: (N,) fp32."""
+        mu, logvar = self.encode(x)
+        z, kl = reparameterize_kl(mu, logvar, key=key)
+        return self._log_p_x(x, z) - kl
+
+    def anomaly_score(self, x: Tensor) -> Tensor:
+        """The negative ELBO with z = mu instead of a draw, so that it is a function of x: (N,) fp32, larger is stranger."""
+        mu, logvar = self.encode(x)
+        z, kl = reparameterize_kl(mu, logvar, eps=torch.zeros_like(mu))
+        return kl - self._log_p_x(x, z)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, k: int = 100, *, key: Tensor | None = None) -> Tensor:
+        """The importance-weighted bound log 1/k Σ p(x, z_i) / q(z_i | x), tighter with k (Burda et al. 2016, arXiv:1509.00519,
+        eq. 8): (N,) fp32. Raises ValueError for k < 1."""
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, got {k}")
+        key = fresh_key(x.shape[0], x.device) if key is None else key
+        mu, logvar = self.encode(x)
+        weights = []
+        for i in range(k):  # one z at a time: k decoded batches would not fit
+            eps = philox_normal(mu.shape, at(key, step=i))
+            z, _ = reparameterize_kl(mu, logvar, eps=eps.to(mu.dtype))
+            log_p_z, log_q_z = -0.5 * z.float() ** 2, -0.5 * (eps**2 + logvar.float())
+            weights.append(self._log_p_x(x, z) + (log_p_z - log_q_z).sum(1))
+        return torch.stack(weights).logsumexp(0) - math.log(k)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, key: Tensor | None = None) -> Tensor:
+        """n decoded draws from the prior. key: (n, 4), drawn from torch's generator when None."""
+        device = next(self.parameters()).device
+        key = fresh_key(n, device) if key is None else key
+        return self.decode(philox_normal((n, self.latent_dim), at(key, stream=streams.START)))
+
+    def _log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z), summed over the image: (N,) fp32."""
+        logits, target = self.decode_logits(z).flatten(1).float(), _unit(x).flatten(1).float()
+        if self.likelihood == "bernoulli":
+            return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+        constant = math.log(self.std) + 0.5 * math.log(2 * math.pi)
+        return (-0.5 * ((target - logits.sigmoid()) / self.std) ** 2 - constant).sum(1)
+
+
+class VAE(VariationalAutoencoder):
+    """The textbook's MLP: input_dim - 512 - 256 - latent_dim and back, ReLU between, a sigmoid at the end.
+
+    x: (N, input_dim), or images of input_dim values in all. Images come back flat: (N, input_dim).
+    """
+
+    def __init__(self, input_dim: int, latent_dim: int, *, likelihood: str = "bernoulli", std: float = 1.0):
+        super().__init__(likelihood=likelihood, std=std)
+        self.input_dim, self.latent_dim = input_dim, latent_dim
+        self.encoder = nn.Sequential(
+            nn.Linear(input_dim, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 2 * latent_dim)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 256), nn.ReLU(), nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, input_dim), nn.Sigmoid()
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
+        x = _unit(x).flatten(1)
+        if x.shape[1] != self.input_dim:
+            raise ValueError(f"x: expected {self.input_dim} values a sample, got {x.shape[1]}")
+        return self.encoder(x).chunk(2, dim=1)
+
+    def decode_logits(self, z: Tensor) -> Tensor:
+        for layer in list(self.decoder)[:-1]:
+            z = layer(z)
+        return z
+
+
+def _unit(x: Tensor) -> Tensor:
+    """uint8 images as fp32 in [0, 1]; floating ones as they are."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x

@@ -1,0 +1,98 @@
+"""Objectives: modules that return a loss per sample, (N,) fp32. They are what DDP, FSDP2 and torch.compile wrap."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastgen import streams
+from fastgen.diffusion import Diffusion
+from fastgen.errors import lookup
+from fastgen.functional import at, diffusion_loss, fresh_key, philox_normal, philox_uniform, q_sample
+from fastgen.models.vae import VariationalAutoencoder
+from fastgen_kernels.diffusion_loss import Kind
+
+
+class VAEObjective(nn.Module):
+    """The negative ELBO in nats, -elbo(x)."""
+
+    def __init__(self, vae: VariationalAutoencoder):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, label: Tensor | None = None, *, key: Tensor | None = None) -> Tensor:
+        """x: images as the VAE takes them. label is not used. key: the noise, (N, 4); from torch's generator when None."""
+        return -self.vae.elbo(x, key=key)
+
+
+class DiffusionObjective(nn.Module):
+    """The weighted denoising loss (DDPM, arXiv:2006.11239, eq. 14, for every schedule, prediction and weighting).
+
+    times: how t is drawn, a name in TIMES. loss: "mse", "l1", "huber" or "charbonnier". label_dropout: the share of samples that
+    lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified"
+    times, the batch's own when None.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        diffusion: Diffusion,
+        *,
+        times: str = "uniform",
+        loss: Kind = "mse",
+        label_dropout: float = 0.0,
+        strata: int | None = None,
+    ):
+        super().__init__()
+        lookup("times", times, TIMES)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout: expected a number in [0, 1], got {label_dropout}")
+        self.net, self.diffusion = net, diffusion
+        self.times, self.loss, self.label_dropout, self.strata = times, loss, label_dropout, strata
+
+    def forward(
+        self, x0: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, key: Tensor | None = None
+    ) -> Tensor:
+        """x0: (N, C, *S), floating in [-1, 1] or uint8. key: t, noise and label dropout are drawn from it, (N, 4); from torch's
+        generator when None."""
+        key = fresh_key(x0.shape[0], x0.device) if key is None else key
+        t = TIMES[self.times](at(key, stream=streams.TIME), self.strata)
+        label, context = self._drop(label, context, key)
+
+        schedule = self.diffusion.schedule
+        x_t, target = q_sample(
+            x0, schedule.alpha(t), schedule.sigma(t), key=at(key, stream=streams.NOISE), target=self.diffusion.prediction
+        )
+        c_in = self.diffusion.preconditioning(t).c_in
+        if c_in is not None:
+            x_t = x_t * c_in.view(-1, *[1] * (x_t.dim() - 1))
+        return diffusion_loss(self.net(x_t, t, label, context), target, self.diffusion.weight(t), kind=self.loss)
+
+    def _drop(self, label: Tensor | None, context: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.label_dropout == 0 or (label is None and context is None):
+            return label, context
+        drop = philox_uniform((key.shape[0],), at(key, stream=streams.LABEL)) < self.label_dropout
+        if label is not None:
+            label = torch.where(drop, cast(int, self.net.num_classes), label)
+        if context is not None:
+            context = torch.where(drop[:, None, None], 0.0, context)
+        return label, context
+
+
+def _uniform(key: Tensor, strata: int | None) -> Tensor:
+    return philox_uniform((key.shape[0],), key)
+
+
+def _stratified(key: Tensor, strata: int | None) -> Tensor:
+    """Sample i of B lies in [i / B, (i + 1) / B): the batch covers [0, 1] evenly (VDM, Kingma et al. 2021, arXiv:2107.00630,
+    appendix I.1)."""
+    strata = strata or key.shape[0]
+    return (key[:, 3] % strata + _uniform(key, None)) / strata
+
+
+def _logit_normal(key: Tensor, strata: int | None) -> Tensor:
+    """t = sigmoid(n), n ~ N(0, 1) (Stable Diffusion 3, Esser et al. 2024, arXiv:2403.03206, section 3.1)."""
+    return philox_normal((key.shape[0],), key).sigmoid()
+
+
+TIMES = {"uniform": _uniform, "stratified": _stratified, "logit_normal": _logit_normal}

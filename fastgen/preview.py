@@ -1,0 +1,82 @@
+"""Looking at a model on the way: a grid of samples, and its loss on data held out from training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastgen import streams
+from fastgen.config import TrainConfig
+from fastgen.data import ImageDataset
+from fastgen.device import autocast
+from fastgen.functional import noise_key
+from fastgen.generate import generate, sample_labels
+from fastgen.images import save_grid
+from fastgen.models import VariationalAutoencoder
+from fastgen.run import make_diffusion
+
+ROWS = 8
+GUIDANCE = 1.25
+
+
+@dataclass(frozen=True)
+class Preview:
+    """preview(step) writes what `model` (the averaged weights) makes at a step into `folder`, and returns that step's metrics."""
+
+    config: TrainConfig
+    folder: Path
+    model: nn.Module
+    objective: nn.Module
+    data: ImageDataset
+    held_out: ImageDataset | None
+    device: torch.device
+
+    def __call__(self, step: int) -> dict[str, float]:
+        save_samples(self.folder / f"{step:08d}.png", self.config, self.model, self.data.shape)
+        unseen = self.data if self.held_out is None else self.held_out
+        if isinstance(self.model, VariationalAutoencoder):
+            image, _ = next(unseen.batches(4 * ROWS, device=self.device, workers=0))
+            save_reconstructions(self.folder / f"{step:08d}-reconstructed.png", self.model, image)
+        if self.held_out is None:
+            return {}
+        return {"held_out_loss": held_out_loss(self.objective, self.held_out, self.device, self.config.seed)}
+
+
+@torch.no_grad()
+def save_samples(path: Path, config: TrainConfig, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """A grid of samples, the same noise every time: a column a class where there are at most 16, else 8 by 8."""
+    num_classes = getattr(model, "num_classes", None)
+    columns = num_classes if num_classes is not None and num_classes <= 16 else ROWS
+    labels = sample_labels(ROWS * columns, num_classes)
+    with autocast(next(model.parameters()).device, config.precision):
+        images = generate(
+            model,
+            make_diffusion(config),
+            shape,
+            range(ROWS * columns),
+            label=labels,
+            guidance=1.0 if labels is None else GUIDANCE,
+        )
+    save_grid(path, images, columns)
+
+
+@torch.no_grad()
+def save_reconstructions(path: Path, vae: VariationalAutoencoder, images: Tensor) -> None:
+    """Images in rows of eight, each row above what the VAE makes of it; images: uint8 (N, C, H, W), N a multiple of 8."""
+    decoded = (vae.decode(vae.encode(images)[0]) * 255).round().to(torch.uint8).view_as(images)
+    rows = torch.stack([images.unflatten(0, (-1, ROWS)), decoded.unflatten(0, (-1, ROWS))], dim=1)
+    save_grid(path, rows.flatten(0, 2), columns=ROWS)
+
+
+@torch.no_grad()
+def held_out_loss(objective: nn.Module, data: ImageDataset, device: torch.device, seed: int, most: int = 2_000) -> float:
+    """The mean loss in fp32 over the held-out images, the first `most` of them, with the same noise every time."""
+    n, size = min(len(data), most), 250
+    batches = data.batches(size, device=device, workers=0)
+    total = 0.0
+    for start in range(0, n, size):
+        (image, label), count = next(batches), min(size, n - start)
+        key = noise_key(seed, streams.NOISE, 0, range(start, start + count), device)
+        total += objective(image[:count], None if label is None else label[:count], key=key).sum().item()
+    return total / n

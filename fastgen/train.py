@@ -1,0 +1,197 @@
+"""The recipe of training, read top to bottom: data, loss, backward, step, EMA."""
+
+import math
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fastgen import streams
+from fastgen.config import TrainConfig
+from fastgen.config_file import save_yaml
+from fastgen.data import ImageDataset, open_dataset
+from fastgen.data.augment import augment
+from fastgen.data.held_out import open_held_out
+from fastgen.device import autocast, resolve_device
+from fastgen.ema import EMA
+from fastgen.functional import at, noise_key
+from fastgen.interruption import Interruption
+from fastgen.metrics_log import MetricsLog, plot_loss
+from fastgen.models import MODELS, VariationalAutoencoder
+from fastgen.objectives import DiffusionObjective, VAEObjective
+from fastgen.preview import Preview
+from fastgen.run import describe, make_diffusion
+from fastgen.training_state import restore_state, save_state
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: the steps that are done, and the signal that stopped it early, if one did."""
+
+    step: int
+    signal: int | None
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
+    """Trains what the configuration describes up to `config.steps`, or until SIGINT, SIGTERM or `config.max_minutes` stop it,
+    which saves. `out` becomes the run's folder; with `resume` it is one, and training goes on from its last checkpoint.
+
+    Raises ValueError for a configuration that does not fit the data, a folder that is in use, or a checkpoint that is missing or
+    corrupt; FloatingPointError where the loss is no longer finite.
+    """
+    deadline = time.monotonic() + 60 * (config.max_minutes or math.inf)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+
+    data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels)
+    held_out = open_held_out(config.data.source, size=config.data.size, channels=config.data.channels)
+    description = describe(config.model, data.shape, data.num_classes, data.classes)
+
+    torch.manual_seed(config.seed)
+    model = MODELS[description["model"]](**description["arguments"]).to(device)
+    objective = make_objective(config, model)
+    ema = EMA(model, config.ema)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
+
+    step = restore_state(out, model, ema, optimizer, description) if resume else claim(out)
+    save_yaml(config, out / "config.yaml")
+    preview = Preview(config, out / "samples", ema.model, make_objective(config, ema.model).eval(), data, held_out, device)
+    batches = data.batches(
+        config.batch_size, seed=config.seed, start=step * config.batch_size, device=device, workers=config.data.workers
+    )
+
+    report_broken(data)
+
+    settings: dict[str, Any] = {"accumulation": config.accumulation, "clip": config.clip, "precision": config.precision}
+    losses: list[Tensor] = []
+    since = time.monotonic()
+    with (
+        Interruption() as interruption,
+        closing(MetricsLog(out / "metrics.jsonl", step)) as log,
+        tqdm(total=config.steps, initial=step, unit="step", disable=None) as bar,
+    ):
+        while step < config.steps and interruption.signal is None and time.monotonic() < deadline:
+            image, label = next(batches)
+            key = noise_key(config.seed, streams.NOISE, step, config.batch_size, device)
+            image = augment(image, at(key, stream=streams.AUGMENT), flip=config.data.flip, shift=config.data.shift)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+
+            losses.append(train_step(objective, optimizer, image, label, key, **settings))
+            ema.update(model, step)
+            step += 1
+            bar.update()
+
+            if step % config.log_every == 0 or step == config.steps:
+                loss, speed = finite_mean(losses, step), len(losses) * config.batch_size / (time.monotonic() - since)
+                log.write(step=step, loss=loss, lr=learning_rate(config, step - 1), images_per_second=round(speed, 1))
+                bar.set_postfix_str(f"loss {loss:.4g}, {speed:.0f} images/s")
+                losses, since = [], time.monotonic()
+
+            if step % config.sample_every == 0 or step == config.steps:
+                log.write(step=step, **preview(step))
+                since = time.monotonic()
+
+            if step % config.checkpoint_every == 0:
+                finite_mean(losses, step)
+                save_state(out, step, model, ema, optimizer, description, config.keep)
+
+        finite_mean(losses, step)
+        save_state(out, step, model, ema, optimizer, description, config.keep)
+
+    report_broken(data)
+    plot_loss(out / "metrics.jsonl", out / "loss.png")
+    return Outcome(step, interruption.signal)
+
+
+def train_step(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    label: Tensor | None,
+    key: Tensor,
+    *,
+    accumulation: int = 1,
+    clip: float = 0.0,
+    precision: str = "auto",
+) -> Tensor:
+    """One optimizer step on the batch's mean loss, which is returned, 0-dim fp32, without waiting for the device.
+
+    x: (N, ...) as the objective takes it. label: (N,) or None. key: (N, 4), what the objective draws from. accumulation: parts
+    that the batch is computed in, one after another. clip: the largest norm of the gradient, 0 for none. precision: "auto",
+    "bf16" or "fp32", see `fastgen.device.autocast`.
+    """
+    parts = zip(
+        x.chunk(accumulation),
+        [None] * accumulation if label is None else label.chunk(accumulation),
+        key.chunk(accumulation),
+        strict=True,
+    )
+    total = torch.zeros((), device=x.device)
+    for x_part, label_part, key_part in parts:
+        with autocast(x.device, precision):
+            loss = objective(x_part, label_part, key=key_part).sum() / len(x)
+        loss.backward()
+        total += loss.detach()
+    if clip > 0:
+        nn.utils.clip_grad_norm_(objective.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def finite_mean(losses: list[Tensor], step: int) -> float:
+    """The mean of the losses since the last look, 0 for none. Raises FloatingPointError where it is not finite: nothing that came of
+    it is to be saved."""
+    loss = torch.stack(losses).mean().item() if losses else 0.0
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} by step {step}: a lower lr may help")
+    return loss
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then cosine decay to 0 at config.steps, or constant."""
+    warmup = min(1.0, (step + 1) / (config.warmup + 1))
+    decay = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.lr_decay == "cosine" else 1.0
+    return config.lr * warmup * decay
+
+
+def make_objective(config: TrainConfig, model: nn.Module) -> nn.Module:
+    """What `model` is trained for."""
+    settings = config.diffusion
+    if isinstance(model, VariationalAutoencoder):
+        return VAEObjective(model)
+    diffusion = make_diffusion(config)
+    assert settings is not None  # TrainConfig has them for every UNet
+    assert diffusion is not None
+    return DiffusionObjective(
+        model, diffusion, times=settings.times, loss=settings.loss, label_dropout=settings.label_dropout, strata=config.batch_size
+    )
+
+
+def report_broken(data: ImageDataset) -> None:
+    """Names the images that could not be read and were replaced by others."""
+    for name, reason in data.broken[:10]:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    if len(data.broken) > 10:
+        print(f"skipped {len(data.broken)} broken images in all", file=sys.stderr)
+
+
+def claim(out: Path) -> int:
+    """Makes `out` a new run's folder, at step 0. Raises ValueError where it holds a run, or anything else, already."""
+    if (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
+        raise ValueError(f"out: {str(out)!r} already holds a run; add --resume to go on with it, or --out for another folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
+        raise ValueError(f"out: expected a new or empty folder, got {str(out)!r}, which holds {next(out.iterdir()).name}")
+    try:
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None
+    return 0

@@ -1,0 +1,64 @@
+"""diffusion_loss against a target that is made again from the key: neither noise nor target is stored for the loss.
+
+    loss_i = weight_i · mean over elements of l(pred_i - target(x0_i, noise(key_i), alpha_i, sigma_i))
+
+with the targets of q_sample and the kinds of diffusion_loss.
+"""
+
+from torch import Tensor
+
+from fastgen_kernels.checks import check_choice, check_float, check_key, check_shape
+from fastgen_kernels.diffusion_loss import KINDS, Kind, diffusion_loss_reference
+from fastgen_kernels.layout import compute_dtype, per_sample
+from fastgen_kernels.philox import philox_normal
+from fastgen_kernels.q_sample import TARGETS, Target, as_signal, check_diffused, make_target
+
+
+def denoising_loss(
+    pred: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    key: Tensor,
+    weight: Tensor | None = None,
+    *,
+    target: Target = "eps",
+    kind: Kind = "mse",
+) -> Tensor:
+    """The mean loss of each sample's prediction, times its weight: (N,) fp32, fp64 for fp64 pred.
+
+    pred: (N, ...) float, what the network made of q_sample(x0, alpha, sigma, key=key).
+    x0, alpha, sigma, key, target: as q_sample had them; key int64 (N, 4).
+    weight: (N,) float.
+    kind: "mse", "l1", "huber" or "charbonnier", as in diffusion_loss.
+
+    The target stays in fp32 (fp64 for fp64 pred): the loss is bit for bit that of diffusion_loss with the target of
+    q_sample(..., dtype=torch.float32), and finer than with a target that was rounded to bf16.
+
+    Raises TypeError for other dtypes, ValueError for shapes that differ, an unknown target or kind.
+    """
+    check_float("denoising_loss", pred=pred, weight=weight)
+    check_diffused("denoising_loss", x0, alpha, sigma)
+    check_shape("denoising_loss", x0.shape, "of x0", pred=pred)
+    check_key("denoising_loss", key, x0.shape[0])
+    check_shape("denoising_loss", x0.shape[:1], "(N,)", weight=weight)
+    check_choice("denoising_loss", "target", target, TARGETS)
+    check_choice("denoising_loss", "kind", kind, KINDS)
+    return denoising_loss_reference(pred, x0, alpha, sigma, key, weight, target, kind)
+
+
+def denoising_loss_reference(
+    pred: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    key: Tensor,
+    weight: Tensor | None,
+    target: Target,
+    kind: Kind,
+) -> Tensor:
+    compute = compute_dtype(pred.dtype, x0.dtype)
+    noise = philox_normal(x0.shape, key, dtype=compute)
+    alpha, sigma = per_sample(alpha.to(compute), x0), per_sample(sigma.to(compute), x0)
+    made = make_target(target, as_signal(x0, compute), noise, alpha, sigma)
+    return diffusion_loss_reference(pred, made, weight, kind)

@@ -1,0 +1,54 @@
+"""The loss of a prediction, a sample at a time: loss_i = weight_i · mean over elements of l(pred_i - target_i).
+
+kind "mse":        l(d) = d^2
+kind "l1":         l(d) = |d|
+kind "huber":      l(d) = d^2/2 where |d| < 1, |d| - 1/2 elsewhere
+kind "charbonnier" l(d) = sqrt(d^2 + 1e-6)      (Charbonnier et al., ICIP 1994, with epsilon = 1e-3)
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgen_kernels.checks import check_batched, check_choice, check_float, check_shape
+from fastgen_kernels.layout import compute_dtype, like
+
+Kind = Literal["mse", "l1", "huber", "charbonnier"]
+KINDS = ("mse", "l1", "huber", "charbonnier")
+CHARBONNIER_EPS = 1e-6
+
+
+def diffusion_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None, *, kind: Kind = "mse") -> Tensor:
+    """The mean loss of each sample, times its weight: (N,) fp32, fp64 for fp64 pred.
+
+    pred, target: (N, ...) float, of one shape; the target is a constant or carries its own graph.
+    weight: (N,) float.
+
+    Raises TypeError for dtypes that are not floats, ValueError for shapes that differ or an unknown kind.
+    """
+    check_float("diffusion_loss", pred=pred, target=target, weight=weight)
+    check_batched("diffusion_loss", pred=pred)
+    check_shape("diffusion_loss", pred.shape, "of pred", target=target)
+    check_shape("diffusion_loss", pred.shape[:1], "(N,)", weight=weight)
+    check_choice("diffusion_loss", "kind", kind, KINDS)
+    return diffusion_loss_reference(pred, target, weight, kind)
+
+
+def diffusion_loss_reference(pred: Tensor, target: Tensor, weight: Tensor | None, kind: Kind) -> Tensor:
+    compute = compute_dtype(pred.dtype)
+    pred, target = pred.to(compute), like(target.to(compute), pred)
+    # An axis is put in so that (N,) predictions, one element a sample, have something to average over.
+    loss = elementwise_loss(pred, target, kind).unsqueeze(1).mean(tuple(range(1, pred.dim() + 1)))
+    return loss if weight is None else loss * weight.to(compute)
+
+
+def elementwise_loss(pred: Tensor, target: Tensor, kind: Kind) -> Tensor:
+    """The loss of each element, in the dtype of the arguments."""
+    if kind == "mse":
+        return F.mse_loss(pred, target, reduction="none")
+    if kind == "l1":
+        return F.l1_loss(pred, target, reduction="none")
+    if kind == "huber":
+        return F.huber_loss(pred, target, reduction="none")
+    return ((pred - target).square() + CHARBONNIER_EPS).sqrt()

@@ -1,0 +1,24 @@
+"""Dtypes and memory formats that the references share."""
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic: fp64 if any of them is fp64, else fp32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether x (N, C, *S) has its channels innermost: as channels_last, a slice of it, or (N, T, C) transposed."""
+    return x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def like(y: Tensor, x: Tensor) -> Tensor:
+    """y, of x's shape, in its memory format: channels innermost or contiguous; y itself where it is so already."""
+    return y.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else y.contiguous()
+
+
+def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
+    """(N,) made to broadcast over x (N, ...)."""
+    return coefficient.view(-1, *[1] * (x.dim() - 1))

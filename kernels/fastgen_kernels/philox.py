@@ -1,0 +1,167 @@
+r"""Counter-based noise: Philox 4x32-10 under a key of one row a sample.
+
+    words(j) = philox(counter = (j, sample, stream, step), key = seed)      the four 32-bit words of block j
+    uniform  = ((word >> 9) + 1/2) · 2^-23                                  in (0, 1), exact in fp32
+    normals  = r·cos(theta), r·sin(theta)                                   of words a, b = 0, 1 and 2, 3 (Box-Muller)
+               r = sqrt(-2 ln((a + 1/2) · 2^-32)),  theta = int32(b) · pi · 2^-31
+
+A sample of E elements, in the contiguous order of its (C, *S), uses Q = ceil(E/4) blocks: element e takes word e // Q
+of block e % Q. So the numbers of a sample depend on its row of the key alone: not on the batch around it, the device,
+the memory format or the block size of a kernel.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3. The integers
+are those of `tl.philox(seed, j, sample, stream, step)`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgen_kernels.checks import check_key
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+_WEYL = 0x9E3779B9, 0xBB67AE85
+
+
+def noise_key(
+    seed: int | Tensor,
+    stream: int | Tensor = 0,
+    step: int | Tensor = 0,
+    samples: int | Sequence[int] | Tensor = 1,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The key that noise is drawn under: int64 (N, 4), a row a sample: seed, stream, step, global sample index.
+
+    seed: in [0, 2^63); a whole run has one.
+    stream: in [0, 2^32); what the noise is for, so that time, label dropout and eps differ within a step.
+    step: in [0, 2^32); the training or sampling step.
+    samples: how many, for the indices 0 to N-1, or the global indices themselves, (N,), each in [0, 2^32): rank r of R
+        ranks with N samples each passes range(r*N, (r+1)*N) and draws what one process would.
+    device: of the key, and so of the noise; by default that of `samples`, or the CPU.
+
+    seed, stream and step may be scalar int64 tensors on the device, which nothing waits for and nothing checks.
+
+    Raises ValueError for a seed, stream, step or number of samples out of range, and for samples that are not 1-D.
+    """
+    _check_range("noise_key", "seed", seed, 63)
+    _check_range("noise_key", "stream", stream, 32)
+    _check_range("noise_key", "step", step, 32)
+    if isinstance(samples, Tensor):
+        index = samples.to(device, torch.int64)
+    elif isinstance(samples, int):
+        _check_range("noise_key", "samples", samples, 32)
+        index = torch.arange(samples, device=device)
+    elif isinstance(samples, range):
+        index = torch.arange(samples.start, samples.stop, samples.step, device=device)
+    else:
+        index = torch.tensor(samples, dtype=torch.int64, device=device)
+    if index.dim() != 1:
+        raise ValueError(f"noise_key: samples must be a count or 1-D, got shape {tuple(index.shape)}")
+    return torch.stack((_column(seed, index), _column(stream, index), _column(step, index), index), 1)
+
+
+def at(key: Tensor, *, stream: int | Tensor | None = None, step: int | Tensor | None = None) -> Tensor:
+    """The same key (N, 4) at another stream or step, each an int in [0, 2^32) or a scalar int64 tensor; a copy.
+
+    Raises ValueError for a stream or step out of range.
+    """
+    _check_range("at", "stream", stream, 32)
+    _check_range("at", "step", step, 32)
+    columns = list(key.unbind(1))
+    if stream is not None:
+        columns[1] = _column(stream, key[:, 1])
+    if step is not None:
+        columns[2] = _column(step, key[:, 2])
+    return torch.stack(columns, 1)
+
+
+def fresh_key(n: int, device: torch.device | str | None = None) -> Tensor:
+    """A key (n, 4) with a seed from the device's torch generator: what the ops draw under when they are given none."""
+    return noise_key(torch.randint(2**63 - 1, (), device=device), samples=n, device=device)
+
+
+def philox_normal(
+    shape: Sequence[int], key: Tensor, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Tensor:
+    """Standard normal noise of a shape (N, *rest), contiguous; key[i] alone makes sample i.
+
+    The numbers are made in fp32, at most 6.8 in magnitude, and cast to `dtype`, any float. They come to be on `device`,
+    by default the key's. The integers underneath are the same everywhere; log, sin and cos may differ in the last bit.
+
+    Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
+    """
+    a0, b0, a1, b1 = _words("philox_normal", shape, key, dtype, device)
+    radius = torch.stack((a0, a1), 1).float().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    theta = torch.stack((b0, b1), 1).int().float().mul_(math.pi * 2.0**-31)
+    return _cut(torch.stack((radius * theta.cos(), radius * theta.sin()), 2), shape, dtype)
+
+
+def philox_uniform(
+    shape: Sequence[int], key: Tensor, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Tensor:
+    """Uniform noise of a shape (N, *rest), contiguous, strictly inside (0, 1); key[i] alone makes sample i.
+
+    The numbers are odd multiples of 2^-24 in fp32, cast to `dtype` (where fp16 and bf16 may round to 0 or 1). They come
+    to be on `device`, by default the key's, and are the same bits everywhere.
+
+    Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
+    """
+    words = torch.stack(_words("philox_uniform", shape, key, dtype, device), 1)
+    return _cut((words >> 9).float().add_(0.5).mul_(2.0**-23), shape, dtype)
+
+
+def _words(
+    op: str, shape: Sequence[int], key: Tensor, dtype: torch.dtype, device: torch.device | str | None
+) -> tuple[Tensor, ...]:
+    """The four words of every block, each (N, Q) int64 in [0, 2^32)."""
+    if len(shape) == 0:
+        raise ValueError(f"{op}: shape must be (N, *rest), got ()")
+    if not dtype.is_floating_point:
+        raise TypeError(f"{op}: dtype must be a float, got {dtype}")
+    check_key(op, key, shape[0])
+    key = key if device is None else key.to(device)
+    blocks = -(-math.prod(shape[1:]) // 4)
+    if key.device.type == "cpu" and not torch.compiler.is_compiling():
+        # numpy takes about half of torch's time; 2^15 blocks at a time stay in the cache, half the time of all at once.
+        block, rows = np.arange(blocks, dtype=np.uint64), key.numpy().view(np.uint64)
+        some = max(1, 2**15 // max(1, blocks))
+        parts = [_philox(block, rows[i : i + some]) for i in range(0, max(1, len(rows)), some)]
+        return tuple(torch.from_numpy(np.concatenate(word).view(np.int64)) for word in zip(*parts, strict=True))
+    return _philox(torch.arange(blocks, device=key.device), key)
+
+
+def _philox(block: Any, key: Any) -> tuple[Any, Any, Any, Any]:
+    """Philox 4x32-10 of blocks (Q,) under keys (N, 4): four words (N, Q).
+
+    The arrays are numpy uint64 or torch int64, and one text makes the same integers in both: a product of two 32-bit
+    words fills the 64 bits, and in int64 its sign, which the shift copies into the upper half, is masked off.
+    """
+    seed, stream, step, sample = (key[:, i : i + 1] for i in range(4))
+    k0, k1 = seed & _MASK, seed >> 32
+    c0, c1, c2, c3 = block[None], sample & _MASK, stream & _MASK, step & _MASK
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, p1 & _MASK
+        c2, c3 = ((p0 >> 32) ^ c3 ^ k1) & _MASK, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _cut(values: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Blocks (N, ..., Q) flattened and cut to the elements of a sample."""
+    elements = math.prod(shape[1:])
+    return values.reshape(shape[0], 4 * values.shape[-1])[:, :elements].reshape(shape).contiguous().to(dtype)
+
+
+def _column(value: int | Tensor, like: Tensor) -> Tensor:
+    return value.to(like).expand_as(like) if isinstance(value, Tensor) else torch.full_like(like, value)
+
+
+def _check_range(op: str, name: str, value: object, bits: int) -> None:
+    if isinstance(value, int) and not 0 <= value < 2**bits:
+        raise ValueError(f"{op}: {name} must be in [0, 2^{bits}), got {value}")

@@ -1,0 +1,60 @@
+"""The reparameterization trick and the divergence that goes with it in a VAE:
+
+    z = mu + exp(logvar/2) · eps
+    kl = (mu^2 + exp(logvar) - 1 - logvar) / 2          of N(mu, exp(logvar)) from N(0, 1), in nats
+
+Source: Kingma & Welling, arXiv:1312.6114, section 2.4 and appendix B.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from fastgen_kernels.checks import check_batched, check_choice, check_float, check_shape
+from fastgen_kernels.layout import compute_dtype, like
+from fastgen_kernels.philox import fresh_key, philox_normal
+
+
+def reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    eps: Tensor | None = None,
+    key: Tensor | None = None,
+    clamp: tuple[float, float] = (-30.0, 20.0),
+    reduce: Literal["sample", "none"] = "sample",
+) -> tuple[Tensor, Tensor]:
+    """A draw z of N(mu, exp(logvar)), of mu's shape, dtype and memory format, and its KL from N(0, I) in nats.
+
+    mu, logvar: (N, ...) float of one shape, any strides: the halves of one tensor as they are.
+    eps: mu's shape, float, the standard normal draw; or
+    key: int64 (N, 4), from which it is drawn; a fresh one when neither is given.
+    clamp: the range logvar is clamped to, for z and kl alike; outside it logvar has no gradient, on its ends it has.
+    reduce: "sample" for kl (N,), summed over a sample; "none" for kl of mu's shape.
+
+    The arithmetic and kl are in fp32, in fp64 for fp64 mu.
+
+    Raises TypeError for other dtypes, ValueError for shapes that differ, an unknown reduce, or eps and key together.
+    """
+    check_float("reparameterize_kl", mu=mu, logvar=logvar, eps=eps)
+    check_batched("reparameterize_kl", mu=mu)
+    check_shape("reparameterize_kl", mu.shape, "of mu", logvar=logvar, eps=eps)
+    check_choice("reparameterize_kl", "reduce", reduce, ("sample", "none"))
+    if eps is not None and key is not None:
+        raise ValueError("reparameterize_kl: eps and key must not both be given, got both")
+    if eps is None:
+        eps = philox_normal(mu.shape, fresh_key(mu.shape[0], mu.device) if key is None else key)
+    return reparameterize_kl_reference(mu, logvar, eps, clamp, reduce)
+
+
+def reparameterize_kl_reference(
+    mu: Tensor, logvar: Tensor, eps: Tensor, clamp: tuple[float, float], reduce: Literal["sample", "none"]
+) -> tuple[Tensor, Tensor]:
+    compute = compute_dtype(mu.dtype)
+    mean, logvar = mu.to(compute), logvar.to(compute).clamp(*clamp)
+    z = mean + (logvar / 2).exp() * eps.to(compute)
+    kl = (mean.square() + logvar.expm1() - logvar) / 2
+    if reduce == "sample":
+        # An axis is put in so that (N,) latents, one element a sample, have something to sum over.
+        return like(z.to(mu.dtype), mu), kl.unsqueeze(1).sum(tuple(range(1, mu.dim() + 1)))
+    return like(z.to(mu.dtype), mu), like(kl, mu)

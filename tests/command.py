@@ -1,0 +1,27 @@
+"""Running the command line as a user does: in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*arguments: object, cwd: Path) -> subprocess.Popen:
+    """`fastgen ARGUMENTS` in `cwd`, from this checkout."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastgen", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from fastgen.functional import denoising_loss, diffusion_loss, noise_key, q_sample
+
+TARGETS = ["eps", "x0", "v", "flow"]
+KINDS = ["mse", "l1", "huber", "charbonnier"]
+
+
+def arguments(shape, x0_dtype=torch.float32, pred_dtype=torch.float32):
+    torch.manual_seed(0)
+    x0 = torch.randint(256, shape).to(x0_dtype) if x0_dtype == torch.uint8 else torch.randn(shape).to(x0_dtype)
+    pred = torch.randn(shape).to(pred_dtype).requires_grad_()
+    key = noise_key(2**40 + 3, step=7, samples=range(5, 5 + shape[0]))
+    return pred, x0, torch.rand(shape[0]), torch.rand(shape[0]), key, torch.rand(shape[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("x0_dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("pred_dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_is_diffusion_loss_of_the_target_of_q_sample(x0_dtype, pred_dtype, target, kind):
+    pred, x0, alpha, sigma, key, weight = arguments((3, 2, 5, 3), x0_dtype, pred_dtype)
+    ours = denoising_loss(pred, x0, alpha, sigma, key, weight, target=target, kind=kind)
+    made = q_sample(x0, alpha, sigma, key=key, target=target, dtype=torch.float32)[1]
+    expected = diffusion_loss(pred, made, weight, kind=kind)
+    assert ours.dtype == torch.float32
+    assert ours.equal(expected)
+    assert torch.autograd.grad(ours.sum(), pred)[0].equal(torch.autograd.grad(expected.sum(), pred)[0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fp64(target):
+    pred, x0, alpha, sigma, key, weight = (
+        x.double() if x.is_floating_point() else x for x in arguments((3, 2, 5), torch.float64)
+    )
+    made = q_sample(x0, alpha, sigma, key=key, target=target)[1]
+    ours = denoising_loss(pred, x0, alpha, sigma, key, weight, target=target)
+    assert ours.dtype == torch.float64
+    assert ours.equal(diffusion_loss(pred, made, weight))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (0, 2, 5)])
+def test_shapes(shape):
+    pred, x0, alpha, sigma, key, _ = arguments(shape)
+    made = q_sample(x0, alpha, sigma, key=key, target="flow")[1]
+    assert denoising_loss(pred, x0, alpha, sigma, key, target="flow").equal(diffusion_loss(pred, made))
+
+
+@pytest.mark.parametrize("layout", ["pred", "x0", "both"])
+def test_channels_last(layout):
+    pred, x0, alpha, sigma, key, weight = arguments((3, 2, 5, 4))
+    expected = denoising_loss(pred, x0, alpha, sigma, key, weight, target="v")
+    if layout != "x0":
+        pred = pred.to(memory_format=torch.channels_last)
+    if layout != "pred":
+        x0 = x0.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(denoising_loss(pred, x0, alpha, sigma, key, weight, target="v"), expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gradcheck(target):
+    pred, x0, alpha, sigma, key, weight = arguments((2, 3, 2))
+    inputs = [x.detach().double().requires_grad_() for x in (pred, x0, alpha, sigma, weight)]
+    assert torch.autograd.gradcheck(lambda *t: denoising_loss(*t[:4], key, t[4], target=target), inputs)
+
+
+def test_autocast_has_no_effect():
+    args = arguments((3, 2, 5))
+    expected = denoising_loss(*args)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert denoising_loss(*args).equal(expected)
+
+
+def test_compiles():
+    args = arguments((3, 2, 5, 3), torch.uint8, torch.bfloat16)
+    compiled = torch.compile(denoising_loss, fullgraph=True, backend="aot_eager")
+    results = [f(*args, target="v") for f in (compiled, denoising_loss)]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), args[0])[0] for x in results))
+
+
+PRED, X0, ALPHA, SIGMA, KEY, WEIGHT = arguments((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: denoising_loss(PRED[:1], X0, ALPHA, SIGMA, KEY),
+            ValueError,
+            "denoising_loss: pred must have shape of x0",
+        ),
+        (lambda: denoising_loss(PRED, X0, ALPHA[:1], SIGMA, KEY), ValueError, r"alpha must have shape \(N,\)"),
+        (
+            lambda: denoising_loss(PRED, X0, ALPHA, SIGMA, KEY[:1]),
+            ValueError,
+            r"key must have shape \(N, 4\) = \(2, 4\)",
+        ),
+        (lambda: denoising_loss(PRED, X0, ALPHA, SIGMA, KEY.int()), TypeError, "key must be int64, got torch.int32"),
+        (lambda: denoising_loss(PRED, X0, ALPHA, SIGMA, KEY, X0), ValueError, r"weight must have shape \(N,\)"),
+        (lambda: denoising_loss(PRED, X0, ALPHA, SIGMA, KEY, target=None), ValueError, "target must be one of"),
+        (lambda: denoising_loss(PRED, X0, ALPHA, SIGMA, KEY, kind=""), ValueError, "kind must be one of"),
+        (lambda: denoising_loss(PRED.int(), X0, ALPHA, SIGMA, KEY), TypeError, "pred must be float16"),
+        (lambda: denoising_loss(PRED, X0.int(), ALPHA, SIGMA, KEY), TypeError, "x0 must be float16"),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
