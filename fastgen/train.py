@@ -148,8 +148,8 @@ def train_step(
 
 
 def finite_mean(losses: list[Tensor], step: int) -> float:
-    """The mean of the losses since the last look, 0 for none. Raises FloatingPointError where it is not finite: nothing that came of
-    it is to be saved."""
+    """The mean of the losses since the last look, 0 for none. Raises FloatingPointError where it is not finite: nothing that came
+    of it is to be saved."""
     loss = torch.stack(losses).mean().item() if losses else 0.0
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} by step {step}: a lower lr may help")

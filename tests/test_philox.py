@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from fastgen.functional import at, noise_key, philox_normal, philox_uniform
-from fastgen_kernels.philox import _philox, fresh_key
+from fastgen_kernels.philox import _philox, _philox_numpy, fresh_key
 
 # Random123's kat_vectors, philox4x32 10: counter, key, result.
 KNOWN = [
@@ -42,20 +42,21 @@ def scalar_words(elements, row):
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_known_answers(counter, key, expected):
     assert scalar_philox(counter, key) == expected
-    rows = np.array([[key[0] + (key[1] << 32), counter[2], counter[3], counter[1]]], np.uint64)
-    blocks = np.array([counter[0]], np.uint64)
-    assert tuple(int(w.item()) for w in _philox(blocks, rows)) == expected
-    in_torch = _philox(torch.from_numpy(blocks.view(np.int64)), torch.from_numpy(rows.view(np.int64)))
-    assert tuple(w.item() for w in in_torch) == expected
+    rows = np.array([[key[0] + (key[1] << 32), counter[2], counter[3], counter[1]]], np.uint64).view(np.int64)
+    for philox in (_philox, _philox_numpy):
+        assert tuple(philox(torch.tensor([counter[0]]), torch.from_numpy(rows)).flatten().tolist()) == expected
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 5, 2**63 - 1])
 def test_numpy_and_torch_make_the_same_integers(seed):
     key = noise_key(seed, stream=2**32 - 1, step=3, samples=[0, 1, 2**31, 2**32 - 1])
-    in_numpy = _philox(np.arange(301, dtype=np.uint64), key.numpy().view(np.uint64))
-    in_torch = _philox(torch.arange(301), key)
-    for a, b in zip(in_numpy, in_torch, strict=True):
-        assert torch.from_numpy(a.view(np.int64)).equal(b)
+    assert _philox_numpy(torch.arange(301), key).equal(_philox(torch.arange(301), key))
+
+
+@pytest.mark.parametrize(("samples", "blocks"), [(70_000, 1), (3, 40_000), (33, 1_000), (0, 3), (3, 0)])
+def test_numpys_parts_join(samples, blocks):
+    key = noise_key(9, stream=1, step=2, samples=samples)
+    assert _philox_numpy(torch.arange(blocks), key).equal(_philox(torch.arange(blocks), key))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_normal_is_normal():
 def test_extreme_words_make_finite_normals(monkeypatch):
     words = torch.tensor([0, 0xFFFFFFFF, 0x80000000, 0x7FFFFFFF])
     a, b = (w.flatten()[None] for w in torch.meshgrid(words, words, indexing="ij"))
-    monkeypatch.setattr("fastgen_kernels.philox._words", lambda *args: (a, b, b, a))
+    monkeypatch.setattr("fastgen_kernels.philox._words", lambda *args: torch.stack((a, b, b, a), 1))
     noise = philox_normal((1, 64), noise_key(0))
     assert noise.isfinite().all()
     assert 6.7 < noise.abs().max() < 6.8

@@ -53,6 +53,7 @@ class VariationalAutoencoder(nn.Module):
 
     def elbo(self, x: Tensor, *, key: Tensor | None = None) -> Tensor:
         """log p(x | z) - KL(q || p) at one z ~ q(z | x), a lower bound of log p(x) in expectation: (N,) fp32."""
+        x = _unit(x)
         mu, logvar = self.encode(x)
         z, kl = reparameterize_kl(mu, logvar, key=key)
         return self._log_p_x(x, z) - kl
