@@ -128,7 +128,7 @@ class TrainConfig:
     device: str = "auto"
     """auto: cuda where there is one, else cpu."""
     threads: int | None = None
-    """Processor threads; torch's choice when not given. Small models may be faster with 1."""
+    """Processor threads, at most one a core; torch's choice when not given. Small models are faster with few."""
     seed: int = 0
     max_minutes: float | None = None
     """Stop and save after this time; --resume goes on."""

@@ -1,6 +1,7 @@
 """The recipe of training, read top to bottom: data, loss, backward, step, EMA."""
 
 import math
+import os
 import sys
 import time
 from contextlib import closing
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastgen import streams
+from fastgen.allocator import keep_freed_memory
 from fastgen.config import TrainConfig
 from fastgen.config_file import save_yaml
 from fastgen.data import ImageDataset, open_dataset
@@ -47,8 +49,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
     """
     deadline = time.monotonic() + 60 * (config.max_minutes or math.inf)
     if config.threads is not None:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
 
     data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels)
     held_out = open_held_out(config.data.source, size=config.data.size, channels=config.data.channels)

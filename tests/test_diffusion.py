@@ -186,3 +186,15 @@ def test_objective_settings_are_checked():
         DiffusionObjective(Oracle(None), Diffusion("cosine"), times="unifrom")
     with pytest.raises(ValueError, match="label_dropout"):
         DiffusionObjective(Oracle(None), Diffusion("cosine"), label_dropout=1.5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "rectified_flow"])
+def test_the_objective_compiles_whole(schedule):
+    """What torch.compile wraps: the objective, with its draws, schedule, network and loss, without a graph break."""
+    torch.manual_seed(0)
+    net = UNet(1, channels=8, groups=4, multipliers=(1,), blocks=1, num_classes=10)
+    nn.init.normal_(net.head.weight)
+    objective = DiffusionObjective(net, Diffusion(schedule, "v", "min_snr"), times="logit_normal", label_dropout=0.5)
+    x0, label, key = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4), noise_key(3, samples=4)
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x0, label, key=key), objective(x0, label, key=key))
