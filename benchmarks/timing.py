@@ -1,12 +1,16 @@
 """Timing variants of one job side by side: interleaved, so that a slow second of the machine hits all alike, and by medians."""
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+from fastgen.device import computes_bf16
 
 
 @dataclass(frozen=True)
@@ -43,5 +47,12 @@ def rows(seconds: dict[str, list[float]], peers: dict[str, list[str]]) -> list[R
 
 
 def machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    """The processor's name and whether it computes in bf16."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return f"{names[0] if names else platform.machine()}{' with bf16' if computes_bf16(torch.device('cpu')) else ''}"

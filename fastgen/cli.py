@@ -48,7 +48,7 @@ def _usage() -> str:
     lines = [f"  {name:{width}}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: fastgen COMMAND …",
+            "usage: fastgen COMMAND ...",
             "",
             "VAEs and diffusion models that train and sample fast.",
             "",

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from fastgen.config import ConvVAEConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
-from fastgen.errors import did_you_mean, expect
+from fastgen.errors import did_you_mean, expect, lookup
 
 _MODEL_KINDS = {"unet": UNetConfig, "vae": VAEConfig, "conv_vae": ConvVAEConfig}
 
@@ -28,25 +28,24 @@ def from_dict(values: dict[str, Any], base: TrainConfig | None = None) -> TrainC
     values = dict(_mapping("config", values))
     if isinstance(values.get("model"), dict) and "kind" in values["model"]:
         model = dict(values["model"])
-        kind = model.pop("kind")
-        if kind not in _MODEL_KINDS:
-            raise ValueError(f"model.kind: expected one of {', '.join(_MODEL_KINDS)}, got {kind!r}")
+        kind = lookup("model.kind", str(model.pop("kind")), _MODEL_KINDS)
         values["model"] = model
-        if type(base.model) is not _MODEL_KINDS[kind]:
-            diffusion = (base.diffusion or DiffusionConfig()) if kind == "unet" else None
-            base = dataclasses.replace(base, model=_MODEL_KINDS[kind](), diffusion=diffusion)
+        if type(base.model) is not kind:
+            diffusion = (base.diffusion or DiffusionConfig()) if kind is UNetConfig else None
+            base = dataclasses.replace(base, model=kind(), diffusion=diffusion)
     return _overlay(base, values, "")
 
 
 def load_yaml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     """The configuration that a YAML file describes over `base`. Raises ValueError for a file that is not there or not such."""
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: cannot read {path}: {error}") from None
+        return from_dict(yaml.safe_load(path.read_bytes()), base)
+    except OSError as error:
+        raise ValueError(f"config: cannot read {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"config: {path} is not YAML: {error}") from None
-    return from_dict(_mapping(str(path), values), base)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:

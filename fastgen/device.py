@@ -1,5 +1,7 @@
 """Which device to compute on, and in which precision."""
 
+import textwrap
+
 import torch
 
 
@@ -9,11 +11,10 @@ def resolve_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
-        raise ValueError(
-            f"device: expected auto, cpu, or a device of this machine, got {name!r} ({_first_line(error)})"
-        ) from None
+        reason = textwrap.shorten(str(error).split("\n")[0], 100)  # torch lists all that it could have been
+        raise ValueError(f"device: expected auto, cpu, or a device of this machine, got {name!r} ({reason})") from None
     return device
 
 
@@ -28,7 +29,3 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast for "bf16", and for "auto" where `computes_bf16`; a context that does nothing otherwise."""
     enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0].rstrip(".")

@@ -22,5 +22,5 @@ def lookup(argument: str, name: str, table: Mapping[str, T]) -> T:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'; did you mean mnist?' where a known name is near, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -49,7 +49,7 @@ def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int |
 def check_out(out: Path) -> None:
     """Raises ValueError unless `save_images` can write to `out`: better before hours of sampling than after."""
     if out.suffix not in (".png", ".npz", ""):
-        raise ValueError(f"out: expected a .png, a .npz or a folder, got {str(out)!r}")
+        raise ValueError(f"out: expected a .png, a .npz, or a folder without a suffix, got {str(out)!r}")
     folder = out if out.suffix == "" else out.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A run: the folder that training leaves, and the trained model in it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import checkpoint
-from fastgen.config import ConvVAEConfig, TrainConfig, UNetConfig, VAEConfig
+from fastgen.config import ConvVAEConfig, TrainConfig, UNetConfig
 from fastgen.config_file import load_yaml, plain
 from fastgen.device import autocast, resolve_device
 from fastgen.diffusion import Diffusion
+from fastgen.errors import expect
 from fastgen.generate import generate, sample_labels
 from fastgen.models import MODELS
 
@@ -48,9 +50,12 @@ class Run:
         label: one class for all, or a list that is repeated; by default every class in turn. guidance: w of classifier-free
         guidance. Image i depends on the seed and i, not on n or batch_size. Raises ValueError for what the model cannot do.
         """
-        if n < 1 or batch_size < 1:
-            raise ValueError(f"n, batch_size: expected at least 1, got {n}, {batch_size}")
+        expect("n", n, n >= 1, "a whole number >= 1")
+        expect("batch_size", batch_size, batch_size >= 1, "a whole number >= 1")
+        expect("seed", seed, 0 <= seed < 2**63, "a whole number >= 0")
+        expect("guidance", guidance, math.isfinite(guidance), "a finite number")
         labels = sample_labels(n, self.num_classes, label)
+        expect("guidance", guidance, guidance == 1 or labels is not None, "1, since the model has no classes")
         images = []
         for start in range(0, n, batch_size):
             samples = range(start, min(n, start + batch_size))
@@ -85,6 +90,8 @@ def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> 
     folder = find_checkpoint(path, step)
     place = resolve_device(device)
     description = checkpoint.load_document(folder, "config")
+    trained, given = description.get("diffusion"), _noising(config)
+    expect(f"{path / 'config.yaml'}: diffusion", given, given == trained, f"{trained}, as in the checkpoint")
     model = MODELS[description["model"]](**description["arguments"])
     model.load_state_dict(checkpoint.load_tensors(folder, "ema"))
     return Run(
@@ -109,29 +116,34 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
     return checkpoint.at_step(path / "checkpoints", steps[-1] if step is None else step)
 
 
-def describe(
-    config: UNetConfig | VAEConfig | ConvVAEConfig, shape: tuple[int, ...], num_classes: int | None, classes: list[str] | None
-) -> dict[str, Any]:
-    """What a checkpoint must say for its model to be built again: the class, its arguments, and the data it was made for.
+def describe(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, classes: list[str] | None) -> dict[str, Any]:
+    """What a checkpoint must say for its model to be built and used again: the class, its arguments, the data it was made for,
+    and what its output means.
 
     Raises ValueError for images that the model cannot take."""
     channels, height, width = shape
-    arguments = plain(dataclasses.asdict(config))
-    if isinstance(config, UNetConfig):
-        multiple = config.patch * 2 ** (len(config.multipliers) - 1)
+    model, arguments = config.model, plain(dataclasses.asdict(config.model))
+    if isinstance(model, UNetConfig):
+        multiple = model.patch * 2 ** (len(model.multipliers) - 1)
         if height % multiple or width % multiple:
             raise ValueError(
                 f"data: expected sides that are multiples of {multiple}, which the model halves and halves again, "
                 f"got {height}x{width}; set data.size"
             )
         name, arguments = "UNet", arguments | {"in_channels": channels, "num_classes": num_classes}
-    elif isinstance(config, ConvVAEConfig):
+    elif isinstance(model, ConvVAEConfig):
         if height != width:
             raise ValueError(f"data: expected square images for a ConvVAE, got {height}x{width}; set data.size")
         name, arguments = "ConvVAE", arguments | {"in_channels": channels, "image_size": height}
     else:
         name, arguments = "VAE", arguments | {"input_dim": channels * height * width}
-    return {"model": name, "arguments": arguments, "shape": list(shape), "classes": classes}
+    return {"model": name, "arguments": arguments, "shape": list(shape), "classes": classes, "diffusion": _noising(config)}
+
+
+def _noising(config: TrainConfig) -> dict[str, str] | None:
+    """What the output of a diffusion model cannot be read without."""
+    settings = config.diffusion
+    return None if settings is None else {"schedule": settings.schedule, "prediction": settings.prediction}
 
 
 def make_diffusion(config: TrainConfig) -> Diffusion | None:

@@ -22,6 +22,7 @@ from fastgen.data.augment import augment
 from fastgen.data.held_out import open_held_out
 from fastgen.device import autocast, resolve_device
 from fastgen.ema import EMA
+from fastgen.errors import expect
 from fastgen.functional import at, noise_key
 from fastgen.interruption import Interruption
 from fastgen.metrics_log import MetricsLog, plot_loss
@@ -54,9 +55,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
     if device.type == "cpu":
         keep_freed_memory()
 
+    expect("data.source", config.data.source, config.data.source, "images: give a folder of them, --data.source FOLDER")
     data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels)
-    held_out = open_held_out(config.data.source, size=config.data.size, channels=config.data.channels)
-    description = describe(config.model, data.shape, data.num_classes, data.classes)
+    held_out = open_held_out(config.data.source, data, config.data.size)
+    description = describe(config, data.shape, data.num_classes, data.classes)
 
     torch.manual_seed(config.seed)
     model = MODELS[description["model"]](**description["arguments"]).to(device)
@@ -72,6 +74,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
     )
 
     report_broken(data)
+    reported = len(data.broken)
 
     settings: dict[str, Any] = {"accumulation": config.accumulation, "clip": config.clip, "precision": config.precision}
     losses: list[Tensor] = []
@@ -110,7 +113,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
         finite_mean(losses, step)
         save_state(out, step, model, ema, optimizer, description, config.keep)
 
-    report_broken(data)
+    if len(data.broken) > reported:  # some are met on the way
+        report_broken(data)
     plot_loss(out / "metrics.jsonl", out / "loss.png")
     return Outcome(step, interruption.signal)
 

@@ -14,7 +14,7 @@ class SampleOptions:
     """The folder of a training run."""
     n: int = 64
     """How many images."""
-    label: tuple[int, ...] | None = None
+    label: tuple[int, ...] = ()
     """Their classes, one for all or several in turn; every class in turn when not given."""
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1 is none."""
@@ -44,13 +44,13 @@ def main(arguments: list[str]) -> None:
     check_out(out)
     images, labels = run.sample(
         options.n,
-        label=options.label,
+        label=options.label or None,
         guidance=options.guidance,
         steps=options.steps,
         sampler=options.sampler,
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    every_class = options.label is None and labels is not None and run.num_classes is not None and run.num_classes <= 16
+    every_class = not options.label and labels is not None and run.num_classes is not None and run.num_classes <= 16
     save_images(out, images, labels, columns=run.num_classes if every_class else None)
     print(out)

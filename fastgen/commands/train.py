@@ -1,7 +1,7 @@
 """`fastgen train PRESET [--out RUN] [--config FILE] [--resume] [OPTIONS]`"""
 
-import argparse
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +9,29 @@ import tyro
 
 from fastgen.config import TrainConfig
 from fastgen.config_file import load_yaml
-from fastgen.errors import lookup
+from fastgen.errors import expect, lookup
 from fastgen.presets import PRESETS
 
 USAGE = f"""usage: fastgen train PRESET [--out RUN] [--config FILE] [--resume] [OPTIONS]
 
-Presets: {", ".join(PRESETS)}. `fastgen train PRESET --help` has its options.
+Presets: {", ".join(PRESETS)}. `fastgen train PRESET --help` has its options."""
 
---out RUN      the run's folder; runs/PRESET when not given
---config FILE  settings as YAML over the preset; options go over both
---resume       go on from the last checkpoint in RUN, with the settings it was started with"""
+
+@dataclass(frozen=True)
+class RunOptions:
+    out: Path
+    """The run's folder."""
+    config: Path | None = None
+    """Settings as YAML over the preset; options go over both."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the last checkpoint in the run's folder, with the settings it was started with."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """Train a preset. Settings come from it, then from --config, then from the options below."""
+
+    settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(kw_only=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -26,25 +39,18 @@ def main(arguments: list[str]) -> None:
         print(USAGE)
         return
     preset = arguments[0]
-    base = lookup("preset", preset, PRESETS)
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--out", type=Path, default=Path("runs") / preset)
-    own.add_argument("--config", type=Path)
-    own.add_argument("--resume", action="store_true")
-    run, rest = own.parse_known_args(arguments[1:])
-
+    settings = lookup("preset", preset, PRESETS)
+    given, prog, out = arguments[1:], f"fastgen train {preset}", Path("runs") / preset
+    run, _ = tyro.cli(RunOptions, args=given, default=RunOptions(out), prog=prog, add_help=False, return_unknown_args=True)
     if run.resume:
-        base = load_yaml(run.out / "config.yaml", base)
+        kept = run.out / "config.yaml"
+        expect("resume", str(run.out), kept.is_file(), "the folder of a run, with its config.yaml")
+        settings = load_yaml(kept, settings)
     if run.config is not None:
-        base = load_yaml(run.config, base)
-    config = tyro.cli(
-        Annotated[TrainConfig, tyro.conf.AvoidSubcommands],
-        args=rest,
-        default=base,
-        prog=f"fastgen train {preset}",
-        description=USAGE,
-    )
-    _train(config, run.out, run.resume, preset)
+        settings = load_yaml(run.config, settings)
+    # Again, now that the files have said what the defaults are.
+    options = tyro.cli(TrainOptions, args=given, default=TrainOptions(out, settings=settings), prog=prog)
+    _train(options.settings, options.out, options.resume, preset)
 
 
 def _train(config: TrainConfig, out: Path, resume: bool, preset: str) -> None:
