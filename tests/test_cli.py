@@ -259,7 +259,7 @@ def test_cuda_on_a_machine_without_is_named(command, refused, runs):
 
 def test_a_preset_for_a_folder_says_how_to_give_one(refused, tmp_path):
     tiny_runs.picture(tmp_path / "photo.png", 32, 32)  # the working directory is not taken instead
-    said = refused("train", "folder32")
+    said = refused("train", "folder32", "--steps", 1, "--batch-size", 1, "--model.channels", 32)
     assert said == "fastgen: error: data.source: expected images: give a folder of them, --data.source FOLDER, got ''"
 
 
