@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fastgen.layers import GroupNorm, ResBlock, Upsample, conv
-from fastgen.models.vae import VariationalAutoencoder, _unit
+from fastgen.models.vae import VariationalAutoencoder, unit_range
 
 
 class ConvVAE(VariationalAutoencoder):
@@ -60,7 +60,7 @@ class ConvVAE(VariationalAutoencoder):
         """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x: expected (N, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        return self.encoder(_unit(x)).chunk(2, dim=1)
+        return self.encoder(unit_range(x)).chunk(2, dim=1)
 
     def decode_logits(self, z: Tensor) -> Tensor:
         return self.decoder(z)

@@ -53,7 +53,7 @@ class VariationalAutoencoder(nn.Module):
 
     def elbo(self, x: Tensor, *, key: Tensor | None = None) -> Tensor:
         """log p(x | z) - KL(q || p) at one z ~ q(z | x), a lower bound of log p(x) in expectation: (N,) fp32."""
-        x = _unit(x)
+        x = unit_range(x)
         mu, logvar = self.encode(x)
         z, kl = reparameterize_kl(mu, logvar, key=key)
         return self._log_p_x(x, z) - kl
@@ -89,7 +89,7 @@ class VariationalAutoencoder(nn.Module):
 
     def _log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z), summed over the image: (N,) fp32."""
-        logits, target = self.decode_logits(z).flatten(1).float(), _unit(x).flatten(1).float()
+        logits, target = self.decode_logits(z).flatten(1).float(), unit_range(x).flatten(1).float()
         if self.likelihood == "bernoulli":
             return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
         constant = math.log(self.std) + 0.5 * math.log(2 * math.pi)
@@ -114,7 +114,7 @@ class VAE(VariationalAutoencoder):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
-        x = _unit(x).flatten(1)
+        x = unit_range(x).flatten(1)
         if x.shape[1] != self.input_dim:
             raise ValueError(f"x: expected {self.input_dim} values a sample, got {x.shape[1]}")
         return self.encoder(x).chunk(2, dim=1)
@@ -125,6 +125,6 @@ class VAE(VariationalAutoencoder):
         return z
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit_range(x: Tensor) -> Tensor:
     """uint8 images as fp32 in [0, 1]; floating ones as they are."""
     return x.float() / 255 if x.dtype == torch.uint8 else x
