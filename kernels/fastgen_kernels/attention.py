@@ -83,6 +83,10 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None, ke
     # SDPA on the CPU: its backward in bf16 takes up to 6 times as long as in fp32, casts included, until the products
     # outweigh the casts at about 256 keys; in fp16 at any length (torch 2.13). fp32 is the more exact, too.
     dtype = q.dtype
+    if device == "cpu" and k.shape[2] > 128:
+        # Its flash kernel wants D contiguous, as it is not in a channel-major qkv; what SDPA takes instead is faster for
+        # fewer keys and slower for more, by the copies and half as much again at 256.
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if device == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and k.shape[2] <= 256)):
         with torch.autocast(device, enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, scale=scale).to(dtype)
