@@ -52,6 +52,7 @@ def steps(checkpoints: Path) -> list[int]:
 
 
 def at_step(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or will."""
     return checkpoints / f"{step:08d}"
 
 

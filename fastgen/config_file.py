@@ -49,6 +49,7 @@ def load_yaml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
+    """Writes what `load_yaml` gives back."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 

@@ -64,7 +64,7 @@ class UNet(nn.Module):
         self.multiple = patch * 2 ** (len(widths) - 1)
         emb_dim = 4 * channels
 
-        def block(level: int, cin: int, cout: int, attend: bool) -> Block:
+        def block(cin: int, cout: int, attend: bool) -> Block:
             return Block(dims, cin, cout, groups, emb_dim, dropout, max(1, cout // head_dim) if attend else 0, context_dim)
 
         self.time = nn.Sequential(nn.Linear(channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
@@ -75,21 +75,19 @@ class UNet(nn.Module):
         skips, width = [channels], channels
         for level, cout in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(block(level, width, cout, level in attention_levels))
+                self.down.append(block(width, cout, level in attention_levels))
                 width = cout
                 skips.append(width)
             if level < len(widths) - 1:
                 self.down.append(conv(dims, width, width, stride=2))
                 skips.append(width)
 
-        self.mid = nn.ModuleList(
-            [block(len(widths) - 1, width, width, mid_attention), block(len(widths) - 1, width, width, False)]
-        )
+        self.mid = nn.ModuleList([block(width, width, mid_attention), block(width, width, False)])
 
         self.up = nn.ModuleList()
         for level, cout in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.up.append(block(level, width + skips.pop(), cout, level in attention_levels))
+                self.up.append(block(width + skips.pop(), cout, level in attention_levels))
                 width = cout
             if level > 0:
                 self.up.append(Upsample(dims, width))
