@@ -1,0 +1,111 @@
+"""Watching Triton's interpreter: every access of a kernel to memory, every launch, and the order of the programs.
+
+TRITON_INTERPRET=1 has to be set before the kernels are imported. All hooks are undone when their context ends.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from unittest.mock import patch
+
+import numpy as np
+import triton
+from triton.runtime.interpreter import GridExecutor, interpreter_builder
+
+Kind = Literal["load", "store", "atomic"]
+
+# Each access ends in one of these builder methods, those through block pointers and tensor descriptors too: what it is,
+# and where in the method's arguments the pointers and the mask stand.
+_ACCESSES: dict[str, tuple[Kind, int, int | None]] = {
+    "create_masked_load": ("load", 0, 1),
+    "create_masked_store": ("store", 0, 2),
+    "create_atomic_rmw": ("atomic", 1, 3),
+    "create_atomic_cas": ("atomic", 0, None),
+}
+
+
+@dataclass(frozen=True)
+class Access:
+    """One load, store or atomic of one program."""
+
+    kernel: str
+    launch: int  # counted from 0 within the recording
+    program: tuple[int, int, int]
+    kind: Kind
+    addresses: np.ndarray  # int64, in bytes, of the active lanes alone
+    width: int  # bytes per element
+
+
+class Log(list[Access]):
+    """The accesses in the order they were made, and in `launches` the name of the kernel of each launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[str] = []
+
+
+@contextmanager
+def recorded() -> Iterator[Log]:
+    """A log that fills while kernels run inside."""
+    _require_interpreter()
+    log = Log()
+
+    def launch(executor, *args, **kwargs):
+        log.launches.append(executor.fn.__name__)
+        return call(executor, *args, **kwargs)
+
+    def watching(method: str) -> Any:
+        original = getattr(interpreter_builder, method)
+        kind, pointers_at, mask_at = _ACCESSES[method]
+
+        def access(*args, **kwargs):
+            pointers = args[pointers_at]
+            addresses = np.asarray(pointers.data)
+            active = True if mask_at is None else np.asarray(args[mask_at].data)
+            addresses = addresses[np.broadcast_to(active, addresses.shape)].astype(np.int64)
+            width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+            program = interpreter_builder.grid_idx
+            log.append(Access(log.launches[-1], len(log.launches) - 1, program, kind, addresses, width))
+            return original(*args, **kwargs)
+
+        return access
+
+    call = GridExecutor.__call__
+    with ExitStack() as hooks:
+        hooks.enter_context(patch.object(GridExecutor, "__call__", launch))
+        for method in _ACCESSES:
+            hooks.enter_context(patch.object(interpreter_builder, method, watching(method)))
+        yield log
+
+
+@contextmanager
+def shuffled(seed: int) -> Iterator[None]:
+    """The programs of each launch run in a random order, the same for the same seed."""
+    _require_interpreter()
+    rng = random.Random(seed)
+    order: Iterator[tuple[int, int, int]] = iter(())
+
+    def set_grid_dim(*grid):
+        nonlocal order
+        programs = list(itertools.product(*map(range, grid)))
+        rng.shuffle(programs)
+        order = iter(programs)
+        return original_dim(*grid)
+
+    def set_grid_idx(*_in_order):
+        return original_idx(*next(order))
+
+    original_dim, original_idx = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
+    with (
+        patch.object(interpreter_builder, "set_grid_dim", set_grid_dim),
+        patch.object(interpreter_builder, "set_grid_idx", set_grid_idx),
+    ):
+        yield
+
+
+def _require_interpreter() -> None:
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("kernels are watched in Triton's interpreter: set TRITON_INTERPRET=1 before triton is imported")
