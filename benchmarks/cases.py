@@ -1,0 +1,94 @@
+"""Ops at named shapes, each beside what a user of PyTorch writes: what traffic, benchmarks and the campaign run over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgen.functional import noise_key, philox_normal, reparameterize_kl
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """ours and eager take the tensors that `inputs` makes on a device and return the outputs; those that require a gradient are
+    differentiated. forward and backward are the floors: the fewest bytes that must be read and written each way, backward None
+    where there is nothing to differentiate."""
+
+    op: str
+    shape: str
+    inputs: Callable[[torch.device], tuple[Tensor, ...]]
+    ours: Callable[..., Outputs]
+    eager: Callable[..., Outputs]
+    forward: int
+    backward: int | None = None
+
+
+def small(op: str) -> list[Case]:
+    """Shapes of an op that the interpreter runs within seconds."""
+    return [case for case in CASES if case.op == op and case.forward < 2**22]
+
+
+def _philox_normal(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
+    return Case(
+        "philox_normal",
+        f"{name} {_text(shape, dtype)}",
+        lambda device: (noise_key(0, samples=shape[0], device=device),),
+        lambda key: (philox_normal(shape, key, dtype=dtype),),
+        lambda key: (torch.randn(shape, dtype=dtype, device=key.device),),
+        forward=_elements(shape) * dtype.itemsize,
+    )
+
+
+def _reparameterize_kl(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, channels_last: bool = False) -> Case:
+    """mu and logvar are the halves of one tensor, as an encoder puts them out."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        both = torch.randn(shape[0], 2 * shape[1], *shape[2:], dtype=dtype, device=device)
+        if channels_last:
+            both = both.contiguous(memory_format=torch.channels_last)
+        mu, logvar = both.chunk(2, 1)
+        return mu.requires_grad_(), logvar.requires_grad_(), noise_key(0, samples=shape[0], device=device)
+
+    def eager(mu: Tensor, logvar: Tensor, key: Tensor) -> Outputs:
+        logvar = logvar.clamp(-30.0, 20.0)
+        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        return z, -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).flatten(1).sum(1)
+
+    bytes_of_one = _elements(shape) * dtype.itemsize
+    return Case(
+        "reparameterize_kl",
+        f"{name} {_text(shape, dtype)}{' channels_last' if channels_last else ''}",
+        inputs,
+        lambda mu, logvar, key: reparameterize_kl(mu, logvar, key=key),
+        eager,
+        forward=3 * bytes_of_one,
+        backward=5 * bytes_of_one,
+    )
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _text(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+
+
+FP32, BF16 = torch.float32, torch.bfloat16
+CASES = [
+    _philox_normal("CIFAR batch", (128, 3, 32, 32), FP32),
+    _philox_normal("latents", (32, 4, 64, 64), BF16),
+    _philox_normal("images", (64, 3, 512, 512), FP32),
+    _philox_normal("images", (128, 3, 512, 512), BF16),
+    _reparameterize_kl("MLP VAE", (128, 16), FP32),
+    _reparameterize_kl("latents", (8, 4, 32, 32), FP32),
+    _reparameterize_kl("latents", (32, 4, 64, 64), BF16),
+    _reparameterize_kl("latents", (8, 16, 32, 32), BF16, channels_last=True),
+    _reparameterize_kl("many latents", (1024, 16, 64, 64), FP32),
+    _reparameterize_kl("many latents", (2048, 16, 64, 64), BF16),
+    _reparameterize_kl("many latents", (2048, 16, 64, 64), BF16, channels_last=True),
+    _reparameterize_kl("one huge sample", (1, 16, 512, 512), FP32),
+]

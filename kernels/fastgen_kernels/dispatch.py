@@ -1,0 +1,55 @@
+"""Which path an op takes: its Triton kernel or its reference.
+
+Kernels run on NVIDIA GPUs from compute capability 8.0 on. With TRITON_INTERPRET=1 in the environment they run on CPU tensors, in
+Triton's interpreter, which is slow and meant for tests. FASTGEN_KERNELS=off, read once at import, or `disabled()` forces the
+reference everywhere.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_SWITCH = os.environ.get("FASTGEN_KERNELS", "on")
+if _SWITCH not in ("on", "off"):
+    raise ValueError(f"FASTGEN_KERNELS: expected on or off, got {_SWITCH!r}")
+_INSTALLED = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # when triton reads it: before it is imported
+_enabled = _SWITCH == "on"
+
+
+def use_triton(*tensors: Tensor | None) -> bool:
+    """Whether an op on these tensors takes its kernel; None is an absent argument."""
+    return _enabled and all(x is None or obstacle(x.device) is None for x in tensors)
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Ops called inside take their reference: to compare, to differentiate twice, to look for a fault."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+@torch.compiler.assume_constant_result
+def obstacle(device: torch.device) -> str | None:
+    """Why kernels do not run on a device, None where they do."""
+    if not _INSTALLED:
+        return "triton is not installed"
+    if device.type == "cpu":
+        return None if _INTERPRETED else "the device is a CPU"
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "the device is no NVIDIA GPU"
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability >= (8, 0) else f"compute capability 8.0 or newer is needed, the device has {capability[0]}.{capability[1]}"
+
+
+def switched_off() -> bool:
+    """Whether FASTGEN_KERNELS or `disabled()` forces the references."""
+    return not _enabled
