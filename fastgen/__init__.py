@@ -18,6 +18,7 @@ _HOME = {
     "open_dataset": "fastgen.data",
     "load": "fastgen.run",
     "train_step": "fastgen.train",
+    "disabled": "fastgen_kernels.dispatch",
 }
 _MODULES = ("functional", "schedules", "samplers")
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 def start(*arguments: object, cwd: Path) -> subprocess.Popen:
     """`fastgen ARGUMENTS` in `cwd`, from this checkout."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    environment.pop("TRITON_INTERPRET", None)  # as users have it: the tests set it
     return subprocess.Popen(
         [sys.executable, "-m", "fastgen", *map(str, arguments)],
         cwd=cwd,

@@ -1,5 +1,36 @@
-"""One thread for every test: the tensors are small, and sums then come out the same on every machine."""
+"""One thread for every test: the tensors are small, and sums then come out the same on every machine. Where there is no GPU, Triton
+interprets kernels."""
 
+import os
+from contextlib import nullcontext
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+
+@pytest.fixture(params=["reference", "interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
+def path(request):
+    """Runs a test by each path that its ops can take; tensors are made on the device that it needs."""
+    from fastgen_kernels.dispatch import disabled
+
+    if request.param == "gpu" and not GPU:
+        pytest.skip("needs a GPU")
+    if request.param == "interpreter" and GPU:
+        pytest.skip("needs Triton's interpreter, which is used where there is no GPU")
+    with disabled() if request.param == "reference" else nullcontext(), torch.device("cuda" if request.param == "gpu" else "cpu"):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _references(request):
+    """Other tests take the references, unless they are marked `kernels`: the interpreter is slow."""
+    from fastgen_kernels.dispatch import disabled
+
+    chosen = "path" in request.fixturenames or request.node.get_closest_marker("kernels") is not None
+    with nullcontext() if chosen else disabled():
+        yield

@@ -8,6 +8,8 @@ from scipy import stats
 from fastgen.functional import at, noise_key, philox_normal, philox_uniform
 from fastgen_kernels.philox import _philox, _philox_numpy, fresh_key
 
+pytestmark = pytest.mark.usefixtures("path")
+
 # Random123's kat_vectors, philox4x32 10: counter, key, result.
 KNOWN = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

@@ -6,6 +6,8 @@ import torch
 
 from fastgen.functional import noise_key, philox_normal, reparameterize_kl
 
+pytestmark = pytest.mark.usefixtures("path")
+
 SHAPES = [(3,), (3, 5), (3, 2, 7, 5), (3, 2, 2, 3, 5), (0, 3, 4)]
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),

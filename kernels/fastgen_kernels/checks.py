@@ -22,6 +22,13 @@ def check_shape(op: str, shape: Sequence[int], what: str, **tensors: Tensor | No
             raise ValueError(f"{op}: {name} must have shape {what} = {tuple(shape)}, got {tuple(x.shape)}")
 
 
+def check_device(op: str, device: torch.device, what: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError for a tensor that is not on `device`, which the message calls `what`."""
+    for name, x in tensors.items():
+        if x is not None and x.device != device:
+            raise ValueError(f"{op}: {name} must be on the device {what}, {device}, got {x.device}")
+
+
 def check_batched(op: str, **tensors: Tensor) -> None:
     """Raise ValueError for a tensor without a batch dimension."""
     for name, x in tensors.items():

@@ -37,7 +37,6 @@ def disabled() -> Iterator[None]:
         _enabled = before
 
 
-@torch.compiler.assume_constant_result
 def obstacle(device: torch.device) -> str | None:
     """Why kernels do not run on a device, None where they do."""
     if not _INSTALLED:
@@ -47,7 +46,15 @@ def obstacle(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.cuda is None:
         return "the device is no NVIDIA GPU"
     capability = torch.cuda.get_device_capability(device)
-    return None if capability >= (8, 0) else f"compute capability 8.0 or newer is needed, the device has {capability[0]}.{capability[1]}"
+    return (
+        None
+        if capability >= (8, 0)
+        else f"compute capability 8.0 or newer is needed, the device has {capability[0]}.{capability[1]}"
+    )
+
+
+# Dynamo calls it instead of tracing it. torch.compiler.assume_constant_result does this too, but imports all of Dynamo first.
+obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def switched_off() -> bool:

@@ -19,6 +19,13 @@ def like(y: Tensor, x: Tensor) -> Tensor:
     return y.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else y.contiguous()
 
 
+def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An unwritten tensor as `like` lays it out: x's shape and memory format, and its dtype where none is given."""
+    if channels_last(x):
+        return x.new_empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=dtype).movedim(-1, 1)
+    return x.new_empty(x.shape, dtype=dtype)
+
+
 def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
     """(N,) made to broadcast over x (N, ...)."""
     return coefficient.view(-1, *[1] * (x.dim() - 1))

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from fastgen_kernels.checks import check_key
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.library import define
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -96,7 +98,10 @@ def philox_normal(
 
     Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
     """
-    words = _words("philox_normal", shape, key, dtype, device)
+    key = _on_device("philox_normal", shape, key, dtype, device)
+    if use_triton(key):
+        return _philox_op(shape, key, dtype, True)
+    words = _words(shape, key)
     radius = words[:, 0::2].float().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     theta = words[:, 1::2].int().float().mul_(math.pi * 2.0**-31)
     return _cut(torch.stack((radius * theta.cos(), radius * theta.sin()), 2), shape, dtype)
@@ -112,18 +117,25 @@ def philox_uniform(
 
     Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
     """
-    words = _words("philox_uniform", shape, key, dtype, device)
+    key = _on_device("philox_uniform", shape, key, dtype, device)
+    if use_triton(key):
+        return _philox_op(shape, key, dtype, False)
+    words = _words(shape, key)
     return _cut((words >> 9).float().add_(0.5).mul_(2.0**-23), shape, dtype)
 
 
-def _words(op: str, shape: Sequence[int], key: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
-    """The four words of every block: (N, 4, Q) int64 in [0, 2^32)."""
+def _on_device(op: str, shape: Sequence[int], key: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+    """The key where the numbers are wanted, once all arguments have been checked."""
     if len(shape) == 0:
         raise ValueError(f"{op}: shape must be (N, *rest), got ()")
     if not dtype.is_floating_point:
         raise TypeError(f"{op}: dtype must be a float, got {dtype}")
     check_key(op, key, shape[0])
-    key = key if device is None else key.to(device)
+    return key if device is None else key.to(device)
+
+
+def _words(shape: Sequence[int], key: Tensor) -> Tensor:
+    """The four words of every block: (N, 4, Q) int64 in [0, 2^32)."""
     block = torch.arange(-(-math.prod(shape[1:]) // 4), device=key.device)
     if key.device.type == "cpu" and not torch.compiler.is_compiling():
         return _philox_numpy(block, key)
@@ -180,3 +192,16 @@ def _column(value: int | Tensor, like: Tensor) -> Tensor:
 def _check_range(op: str, name: str, value: object, bits: int) -> None:
     if isinstance(value, int) and not 0 <= value < 2**bits:
         raise ValueError(f"{op}: {name} must be in [0, 2^{bits}), got {value}")
+
+
+def _launch(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:
+    from fastgen_kernels.philox_triton import philox
+
+    return philox(shape, key, dtype, normal)
+
+
+def _fake(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:
+    return key.new_empty(shape, dtype=dtype)
+
+
+_philox_op = define("philox(SymInt[] shape, Tensor key, ScalarType dtype, bool normal) -> Tensor", _launch, _fake)

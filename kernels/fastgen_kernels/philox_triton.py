@@ -1,5 +1,7 @@
 """Kernels of philox.py. `key`, `words` and `normals` are used by every kernel that draws its own noise."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -89,7 +91,7 @@ def tile(blocks: int) -> tuple[int, int]:
     return (64, 4) if blocks <= 4 else (8, 64) if blocks <= 64 else (1, 1024)
 
 
-def philox(shape: list[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:
+def philox(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:
     out = torch.empty(shape, dtype=dtype, device=key.device)
     if out.numel() == 0:
         return out

@@ -6,12 +6,14 @@
 Source: Kingma & Welling, arXiv:1312.6114, section 2.4 and appendix B.
 """
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_choice, check_float, check_shape
-from fastgen_kernels.layout import compute_dtype, like
+from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_key, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import compute_dtype, empty_like, like
+from fastgen_kernels.library import define
 from fastgen_kernels.philox import fresh_key, philox_normal
 
 
@@ -39,11 +41,18 @@ def reparameterize_kl(
     check_float("reparameterize_kl", mu=mu, logvar=logvar, eps=eps)
     check_batched("reparameterize_kl", mu=mu)
     check_shape("reparameterize_kl", mu.shape, "of mu", logvar=logvar, eps=eps)
+    check_device("reparameterize_kl", mu.device, "of mu", logvar=logvar, eps=eps, key=key)
     check_choice("reparameterize_kl", "reduce", reduce, ("sample", "none"))
     if eps is not None and key is not None:
         raise ValueError("reparameterize_kl: eps and key must not both be given, got both")
-    if eps is None:
-        eps = philox_normal(mu.shape, fresh_key(mu.shape[0], mu.device) if key is None else key)
+    if key is not None:
+        check_key("reparameterize_kl", key, mu.shape[0])
+    elif eps is None:
+        key = fresh_key(mu.shape[0], mu.device)
+
+    if use_triton(mu) and not (eps is not None and eps.requires_grad):  # the kernel has no gradient for eps
+        return _reparameterize_kl(mu, logvar, eps, key, *clamp, reduce == "none")
+    eps = philox_normal(mu.shape, cast(Tensor, key)) if eps is None else eps
     return reparameterize_kl_reference(mu, logvar, eps, clamp, reduce)
 
 
@@ -58,3 +67,54 @@ def reparameterize_kl_reference(
         # An axis is put in so that (N,) latents, one element a sample, have something to sum over.
         return like(z.to(mu.dtype), mu), kl.unsqueeze(1).sum(tuple(range(1, mu.dim() + 1)))
     return like(z.to(mu.dtype), mu), like(kl, mu)
+
+
+def _forward(mu: Tensor, logvar: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastgen_kernels.reparameterize_kl_triton import forward
+
+    return forward(mu, logvar, *arguments)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastgen_kernels.reparameterize_kl_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None, low: float, high: float, per_element: bool
+) -> tuple[Tensor, Tensor]:
+    compute = compute_dtype(mu.dtype)
+    return empty_like(mu), empty_like(mu, compute) if per_element else mu.new_empty(mu.shape[0], dtype=compute)
+
+
+def _fake_backward(dz: Tensor | None, dkl: Tensor | None, mu: Tensor, logvar: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return empty_like(mu), empty_like(mu, logvar.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.constants = inputs[4:]
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dz: Tensor | None, dkl: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dz is None and dkl is None:
+        return (None,) * 7
+    return *_reparameterize_kl_backward(dz, dkl, *ctx.saved_tensors, *ctx.constants), *(None,) * 5
+
+
+_reparameterize_kl_backward = define(
+    "reparameterize_kl_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor logvar, Tensor? eps, Tensor? key, float low,"
+    " float high, bool per_element) -> (Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_reparameterize_kl = define(
+    "reparameterize_kl(Tensor mu, Tensor logvar, Tensor? eps, Tensor? key, float low, float high, bool per_element)"
+    " -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)

@@ -1,0 +1,219 @@
+"""Kernels of reparameterize_kl.py, one each way. The noise is drawn where it is used, in backward once more, and never stored.
+
+A tensor (N, C, *S) is addressed as (N, C, S) by its strides (n, c, s). A program has SAMPLES samples and takes BLOCKS Philox
+blocks of each at a time; word w of block j is element w Q + j.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like
+from fastgen_kernels.philox_triton import load_key, normals, tile
+
+
+@triton.jit
+def offsets(w: tl.constexpr, first, j, C, S, Q, strides, FLAT: tl.constexpr, QUARTERS: tl.constexpr):
+    """Where, within their sample, the elements of word w of blocks first + j lie.
+
+    FLAT: in logical order. QUARTERS: the channels are innermost and a multiple of 4. The blocks are then taken in the order of
+    memory, and word w of each lies in quarter w of the channels.
+    """
+    if FLAT:
+        return first + w * Q + j
+    if QUARTERS:
+        lane = (first + j).to(tl.int32)
+        c, s = w * (C // 4) + lane % (C // 4), lane // (C // 4)
+    else:
+        c, s = (first + w * Q + j) // S, (first + w * Q + j) % S
+    return c.to(tl.int64) * strides[1] + s.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def noise(key, first, j, C, S, QUARTERS: tl.constexpr):
+    """The four normals of each block."""
+    block = (first + j).to(tl.int32)
+    if QUARTERS:
+        block = block % (C // 4) * S + block // (C // 4)
+    a, b, c, d = tl.philox(key[0], block, key[3], key[1], key[2])
+    a, b = normals(a, b)
+    c, d = normals(c, d)
+    return a, b, c, d
+
+
+@triton.jit
+def clamped(logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """As torch.clamp: NaN stays NaN, which the GPU's minimum and maximum drop."""
+    return tl.where(logvar < LOW, LOW, tl.where(logvar > HIGH, HIGH, logvar))
+
+
+@triton.jit
+def exp_minus_1_minus(x, exp_x):
+    """exp(x) - 1 - x, without the cancellation near 0; in fp64 as it stands, whose digits suffice."""
+    if x.dtype == tl.float64:
+        return exp_x - 1.0 - x
+    p = 0.00019875630849965856
+    p = p * x + 0.0013981997387840295
+    p = p * x + 0.008333452167739105
+    p = p * x + 0.04166579594126102
+    p = p * x + 0.16666665455856158
+    p = p * x + 0.5000000120139861
+    return tl.where(tl.abs(x) < 0.5, x * x * p, exp_x - 1.0 - x)
+
+
+@triton.jit
+def forward_kernel(
+    mu_ptr, mu_strides, logvar_ptr, logvar_strides, eps_ptr, key_ptr, z_ptr, kl_ptr, out_strides,
+    N, C, S, E, Q, SPAN,
+    LOW: tl.constexpr, HIGH: tl.constexpr, DRAW: tl.constexpr, SUM: tl.constexpr, COMPUTE: tl.constexpr,
+    FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """z = mu + exp(logvar/2) eps and the divergence of SPAN blocks, summed over each lane and then across the lanes."""
+    n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    j = tl.arange(0, BLOCKS)[None, :]
+    Q = tl.to_tensor(Q).to(tl.int64)
+    start = tl.program_id(1) * tl.to_tensor(SPAN).to(tl.int64)
+    stop = tl.minimum(start + SPAN, Q)
+    if DRAW:
+        key = load_key(key_ptr, n, n < N)
+    kl = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
+    for first in range(start, stop, BLOCKS):
+        if DRAW:
+            normal = noise(key, first, j, C, S, QUARTERS)
+        for w in tl.static_range(4):
+            inside = (n < N) & (j < stop - first) & (first + w * Q + j < E)
+            out = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
+            mu_at = n * mu_strides[0] + offsets(w, first, j, C, S, Q, mu_strides, FLAT, QUARTERS)
+            logvar_at = n * logvar_strides[0] + offsets(w, first, j, C, S, Q, logvar_strides, FLAT, QUARTERS)
+            mu = tl.load(mu_ptr + mu_at, inside, 0.0).to(COMPUTE)
+            logvar = clamped(tl.load(logvar_ptr + logvar_at, inside, 0.0).to(COMPUTE), LOW, HIGH)
+            eps = normal[w].to(COMPUTE) if DRAW else tl.load(eps_ptr + out, inside, 0.0).to(COMPUTE)
+
+            std = tl.exp(0.5 * logvar)
+            word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, std * std))
+            tl.store(z_ptr + out, (mu + std * eps).to(z_ptr.dtype.element_ty), inside)
+            if SUM:
+                kl += tl.where(inside, word, 0.0)
+            else:
+                tl.store(kl_ptr + out, word, inside)
+    if SUM:
+        tl.store(kl_ptr + n * tl.num_programs(1) + tl.program_id(1), tl.sum(kl, 1)[:, None], n < N)
+
+
+@triton.jit
+def backward_kernel(
+    dz_ptr, dkl_ptr, dkl_stride, mu_ptr, mu_strides, logvar_ptr, logvar_strides, eps_ptr, key_ptr,
+    dmu_ptr, dlogvar_ptr, out_strides,
+    N, C, S, E, Q,
+    LOW: tl.constexpr, HIGH: tl.constexpr, DRAW: tl.constexpr, SUM: tl.constexpr, COMPUTE: tl.constexpr,
+    HAS_DZ: tl.constexpr, HAS_DKL: tl.constexpr,
+    FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """dmu = dz + dkl mu, dlogvar = (dz eps exp(logvar/2) + dkl (exp(logvar) - 1)) / 2, and 0 where logvar was clamped."""
+    tiles = tl.cdiv(Q, BLOCKS)
+    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    j = tl.arange(0, BLOCKS)[None, :]
+    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
+    Q = tl.to_tensor(Q).to(tl.int64)
+    if HAS_DZ and DRAW:
+        normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
+    if HAS_DKL and SUM:
+        dkl = tl.load(dkl_ptr + n * dkl_stride, n < N, 0.0).to(COMPUTE)
+    for w in tl.static_range(4):
+        inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
+        out = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
+        mu_at = n * mu_strides[0] + offsets(w, first, j, C, S, Q, mu_strides, FLAT, QUARTERS)
+        logvar_at = n * logvar_strides[0] + offsets(w, first, j, C, S, Q, logvar_strides, FLAT, QUARTERS)
+        given = tl.load(logvar_ptr + logvar_at, inside, 0.0).to(COMPUTE)
+        logvar = clamped(given, LOW, HIGH)
+        std = tl.exp(0.5 * logvar)
+
+        dmu = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
+        dlogvar = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
+        if HAS_DZ:
+            dz = tl.load(dz_ptr + out, inside, 0.0).to(COMPUTE)
+            eps = normal[w].to(COMPUTE) if DRAW else tl.load(eps_ptr + out, inside, 0.0).to(COMPUTE)
+            dmu += dz
+            dlogvar += 0.5 * dz * eps * std
+        if HAS_DKL:
+            if not SUM:
+                dkl = tl.load(dkl_ptr + out, inside, 0.0).to(COMPUTE)
+            dmu += dkl * tl.load(mu_ptr + mu_at, inside, 0.0).to(COMPUTE)
+            dlogvar += 0.5 * dkl * (exp_minus_1_minus(logvar, std * std) + logvar)
+        dlogvar = tl.where((given >= LOW) & (given <= HIGH), dlogvar, 0.0)
+        tl.store(dmu_ptr + out, dmu.to(dmu_ptr.dtype.element_ty), inside)
+        tl.store(dlogvar_ptr + out, dlogvar.to(dlogvar_ptr.dtype.element_ty), inside)
+
+
+def forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None, low: float, high: float, per_element: bool
+) -> tuple[Tensor, Tensor]:
+    n, compute = len(mu), compute_dtype(mu.dtype)
+    z = empty_like(mu)
+    if mu.numel() == 0:
+        return z, empty_like(mu, compute) if per_element else mu.new_zeros(n, dtype=compute)
+    arguments, constants, tiles = plan(mu, logvar, eps, key, z, low, high, per_element)
+    parts = 1 if per_element else splits(n, tiles)
+    kl = empty_like(mu, compute) if per_element else mu.new_empty((n, parts), dtype=compute)
+    grid = triton.cdiv(n, constants["SAMPLES"]), parts
+    with torch.cuda.device_of(mu):
+        forward_kernel[grid](**arguments, z_ptr=z, kl_ptr=kl, SPAN=triton.cdiv(tiles, parts) * constants["BLOCKS"], **constants)
+    return z, kl if per_element else kl.sum(1) if parts > 1 else kl[:, 0]
+
+
+def backward(
+    dz: Tensor | None, dkl: Tensor | None, mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None,
+    low: float, high: float, per_element: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dmu, dlogvar = empty_like(mu), empty_like(mu, logvar.dtype)
+    if mu.numel() == 0:
+        return dmu, dlogvar
+    arguments, constants, tiles = plan(mu, logvar, eps, key, dmu, low, high, per_element)
+    dz = None if dz is None else like(dz, mu)
+    if dkl is not None and per_element:
+        dkl = like(dkl, mu)
+    grid = (triton.cdiv(len(mu), constants["SAMPLES"]) * tiles,)
+    with torch.cuda.device_of(mu):
+        backward_kernel[grid](
+            **arguments, dz_ptr=dz, dkl_ptr=dkl, dkl_stride=0 if dkl is None else dkl.stride(0), dmu_ptr=dmu, dlogvar_ptr=dlogvar,
+            HAS_DZ=dz is not None, HAS_DKL=dkl is not None, **constants,
+        )  # fmt: skip
+    return dmu, dlogvar
+
+
+def plan(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None, out: Tensor, low: float, high: float, per_element: bool
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What both kernels take, as arguments and constants, and the number of tiles that cover a sample."""
+    mu3, logvar3, out3 = as_ncs(mu), as_ncs(logvar), as_ncs(out)
+    n, c, s = mu3.shape
+    q = triton.cdiv(c * s, 4)
+    samples, blocks = tile(q)
+    flat = all(x[0].is_contiguous() for x in (mu3, logvar3, out3))
+    arguments = {
+        "mu_ptr": mu3, "mu_strides": mu3.stride(), "logvar_ptr": logvar3, "logvar_strides": logvar3.stride(),
+        "eps_ptr": None if eps is None else like(eps, mu), "key_ptr": None if key is None else key.contiguous(),
+        "out_strides": out3.stride(), "N": n, "C": c, "S": s, "E": c * s, "Q": q,
+    }  # fmt: skip
+    constants = {
+        "LOW": low, "HIGH": high, "DRAW": eps is None, "SUM": not per_element, "COMPUTE": TRITON_DTYPE[compute_dtype(mu.dtype)],
+        "FLAT": flat, "QUARTERS": not flat and channels_last(mu) and c % 4 == 0, "SAMPLES": samples, "BLOCKS": blocks,
+    }  # fmt: skip
+    return arguments, constants, triton.cdiv(q, blocks)
+
+
+def as_ncs(x: Tensor) -> Tensor:
+    """(N, C, S), a view unless the spatial dimensions cannot be seen as one."""
+    return x.reshape(x.shape[0], x.shape[1] if x.dim() > 1 else 1, -1)
+
+
+def splits(n: int, tiles: int) -> int:
+    """How many programs share the sum of a sample. More than one cost a second launch, which pays where a few large samples would
+    leave most of the GPU idle."""
+    return 1 if tiles <= 16 else min(triton.cdiv(512, n), triton.cdiv(tiles, 8))
+
+
+TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
