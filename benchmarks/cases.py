@@ -15,7 +15,7 @@ Outputs = tuple[Tensor, ...]
 class Case:
     """ours and eager take the tensors that `inputs` makes on a device and return the outputs; those that require a gradient are
     differentiated. forward and backward are the floors: the fewest bytes that must be read and written each way, backward None
-    where there is nothing to differentiate."""
+    where there is nothing to differentiate; normals is how many numbers are drawn each way."""
 
     op: str
     shape: str
@@ -24,6 +24,7 @@ class Case:
     eager: Callable[..., Outputs]
     forward: int
     backward: int | None = None
+    normals: int = 0
 
 
 def small(op: str) -> list[Case]:
@@ -39,6 +40,7 @@ def _philox_normal(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Cas
         lambda key: (philox_normal(shape, key, dtype=dtype),),
         lambda key: (torch.randn(shape, dtype=dtype, device=key.device),),
         forward=_elements(shape) * dtype.itemsize,
+        normals=_elements(shape),
     )
 
 
@@ -66,6 +68,7 @@ def _reparameterize_kl(name: str, shape: tuple[int, ...], dtype: torch.dtype, *,
         eager,
         forward=3 * bytes_of_one,
         backward=5 * bytes_of_one,
+        normals=_elements(shape),
     )
 
 

@@ -1,12 +1,15 @@
-"""Prints the tables of all benchmarks at the end; `--record FILE` keeps them as JSON."""
+"""Prints the tables of all benchmarks at the end; `--record FILE` keeps them as JSON, written anew after each table."""
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks.timing import interleaved, machine, rows
+from benchmarks.clocks import wall
+from benchmarks.ops import measure
+from benchmarks.record import write_json
+from benchmarks.timing import interleaved, machine, readable, rows
 
 TABLES = pytest.StashKey[list[dict]]()
 
@@ -15,29 +18,63 @@ def pytest_addoption(parser):
     parser.addoption("--record", type=Path, help="write the tables of all benchmarks into this JSON file")
 
 
+def pytest_configure(config):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise pytest.UsageError("benchmarks: unset TRITON_INTERPRET: the interpreter's time says nothing about a kernel")
+    if not config.pluginmanager.hasplugin("benchmark"):
+        config.pluginmanager.register(WithoutPytestBenchmark())
+
+
+class WithoutPytestBenchmark:
+    """The fixture `benchmark` where pytest-benchmark is missing: the tables need no more of it."""
+
+    @pytest.fixture
+    def benchmark(self):
+        return self
+
+    def pedantic(self, function, rounds):
+        return function()
+
+
 @pytest.fixture
 def compare(benchmark, request):
     """compare(title, steps, peers, rounds=…): times the steps side by side; peers says whom each is compared with."""
 
-    def run(title, steps, peers, *, rounds):
-        seconds = benchmark.pedantic(lambda: interleaved(steps, rounds=rounds), rounds=1)
-        table = {"title": title, "machine": machine(), "rounds": rounds, "rows": rows(seconds, peers)}
-        request.config.stash.setdefault(TABLES, []).append(table)
+    def run(title, steps, peers, *, rounds, absent=None):
+        stopwatches = {name: wall([step]) for name, step in steps.items()}
+        seconds = benchmark.pedantic(lambda: interleaved(stopwatches, rounds=rounds), rounds=1)
+        table = {"title": title, "machine": machine(), "rounds": rounds, "clock": "wall", "absent": absent or {}}
+        keep(request.config, [table | {"rows": [dataclasses.asdict(row) for row in rows(seconds, peers)]}])
 
     return run
 
 
+@pytest.fixture
+def measured(benchmark, request):
+    """measured(case, direction, peers): an op at a case by every clock of this machine; peers as for benchmarks.ops.measure."""
+
+    def run(case, direction, peers):
+        keep(request.config, benchmark.pedantic(lambda: measure(case, direction, peers), rounds=1))
+
+    return run
+
+
+def keep(config, tables):
+    kept = config.stash.setdefault(TABLES, [])
+    kept += tables
+    if (record := config.getoption("--record")) is not None:
+        write_json(record, kept)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for table in config.stash.get(TABLES, []):
-        terminalreporter.write_line(f"{table['title']} ({table['machine']}; {table['rounds']} interleaved rounds)")
+        path = " by its reference, no kernel" if table.get("path") == "reference" else ""
+        terminalreporter.write_line(
+            f"{table['title']}{path} ({table['machine']}; {table['clock']}; {table['rounds']} interleaved rounds)"
+        )
         for row in table["rows"]:
-            versus = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in row.ratios.items())
-            terminalreporter.write_line(f"  {row.name:24} {1e3 * row.median:9.2f} ms ±{100 * row.spread:3.0f}%  {versus}")
-
-
-def pytest_sessionfinish(session):
-    record, tables = session.config.getoption("--record"), session.config.stash.get(TABLES, [])
-    if record is not None and tables:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        plain = [table | {"rows": [dataclasses.asdict(row) for row in table["rows"]]} for table in tables]
-        record.write_text(json.dumps(plain, indent=1) + "\n")
+            versus = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in row["ratios"].items())
+            spread = f"±{100 * row['spread']:3.0f}%"
+            terminalreporter.write_line(f"  {row['name']:24} {readable(row['median']):>9} {spread}  {versus}")
+        for name, reason in table["absent"].items():
+            terminalreporter.write_line(f"  {name:24} {'absent':>9}: {reason}")

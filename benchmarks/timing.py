@@ -3,7 +3,6 @@
 import platform
 import re
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,14 @@ class Row:
     ratios: dict[str, float]  # a peer's median over this one's: above 1 is faster than the peer
 
 
-def interleaved(steps: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of every call: all steps in turn, `rounds` times over, after `warmup` rounds that are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def interleaved(stopwatches: dict[str, Callable[[], float]], *, rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """What the stopwatches read: all in turn, `rounds` times over, after `warmup` rounds that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in stopwatches}
     for i in range(warmup + rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+        for name, stopwatch in stopwatches.items():
+            reading = stopwatch()
             if i >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(reading)
     return seconds
 
 
@@ -46,12 +42,24 @@ def rows(seconds: dict[str, list[float]], peers: dict[str, list[str]]) -> list[R
     return result
 
 
+def readable(seconds: float) -> str:
+    """Three figures and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{_figures(seconds / size)} {unit}"
+    return f"{_figures(seconds / 1e-9)} ns"
+
+
+def _figures(x: float) -> str:
+    return f"{x:.2f}" if x < 9.995 else f"{x:.1f}" if x < 99.95 else f"{x:.0f}"
+
+
 def machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name and whether it computes in bf16."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
