@@ -166,7 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"{GPU_TESTS} or benchmarks, as philox_normal")
     parser.add_argument("--commit", help="of the code, where it is not in a git checkout")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
 
     budget = Budget(options.budget)
     gpu = torch.cuda.is_available()
@@ -192,4 +191,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that pytest is stopped too
     sys.exit(main())

@@ -69,7 +69,7 @@ def launches() -> Iterator[list[str]]:
 
 
 def l2_bytes() -> int:
-    return torch.cuda.get_device_properties().L2_cache_size
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
 
 
 def _as_large_as_the_cache() -> torch.Tensor:

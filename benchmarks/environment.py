@@ -32,7 +32,7 @@ def describe(commit: str | None = None) -> dict[str, Any]:
 def device() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"kind": "cpu", "name": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties()
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "kind": "cuda",
         "name": torch.cuda.get_device_name(),

@@ -61,7 +61,7 @@ def page(record: dict[str, Any]) -> str:
     body.append(_details("Losses", [loss(line, peer) for line, peer in ends["loss"]], open=True))
     body.append(_details("Failed tests", failed_tests(record), open=True))
     body.append(_details("Not measured", list(unmeasured(record))))
-    body.append(_details("Absent", [f"{what} ({len(where)} tables)" for what, where in absences(record).items()]))
+    body.append(_details("Absent", [f"{what} ({len(where)} cases)" for what, where in absences(record).items()]))
     if some:
         clocks = dict.fromkeys(line.clock for line in some)
         body.append(f"<dl>{''.join(f'<dt>{clock}</dt><dd>{escape(CLOCK_NAMES[clock])}</dd>' for clock in clocks)}</dl>")

@@ -164,7 +164,7 @@ def summary(record: dict[str, Any]) -> str:
     text += [f"- {name}: {value}" for name, value in facts(record).items()]
     text += [f"- failed: {name}" for name in failed_tests(record)]
     text += [f"- not measured: {what}" for what in unmeasured(record)]
-    text += [f"- absent: {what} ({len(where)} tables)" for what, where in absences(record).items()]
+    text += [f"- absent: {what} ({len(where)} cases)" for what, where in absences(record).items()]
     text += ["", *_verdict_text(some)]
     for op, of_op in by_op(some).items():
         text += ["", f"## {op}", "", *markdown(header(of_op), [cells(line, peer_names(of_op)) for line in of_op])]
