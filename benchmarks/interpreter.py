@@ -13,17 +13,18 @@ from unittest.mock import patch
 
 import numpy as np
 import triton
+from triton._C.libtriton.ir import MEM_SEMANTIC
 from triton.runtime.interpreter import GridExecutor, interpreter_builder
 
 Kind = Literal["load", "store", "atomic"]
 
 # Each access ends in one of these builder methods, those through block pointers and tensor descriptors too: what it is,
-# and where in the method's arguments the pointers and the mask stand.
-_ACCESSES: dict[str, tuple[Kind, int, int | None]] = {
-    "create_masked_load": ("load", 0, 1),
-    "create_masked_store": ("store", 0, 2),
-    "create_atomic_rmw": ("atomic", 1, 3),
-    "create_atomic_cas": ("atomic", 0, None),
+# and where in the method's arguments the pointers, the mask and the memory semantics stand.
+_ACCESSES: dict[str, tuple[Kind, int, int | None, int | None]] = {
+    "create_masked_load": ("load", 0, 1, None),
+    "create_masked_store": ("store", 0, 2, None),
+    "create_atomic_rmw": ("atomic", 1, 3, 4),
+    "create_atomic_cas": ("atomic", 0, None, 3),
 }
 
 
@@ -37,6 +38,7 @@ class Access:
     kind: Kind
     addresses: np.ndarray  # int64, in bytes, of the active lanes alone
     width: int  # bytes per element
+    relaxed: bool  # an atomic that orders no other access
 
 
 class Log(list[Access]):
@@ -59,7 +61,7 @@ def recorded() -> Iterator[Log]:
 
     def watching(method: str) -> Any:
         original = getattr(interpreter_builder, method)
-        kind, pointers_at, mask_at = _ACCESSES[method]
+        kind, pointers_at, mask_at, semantics_at = _ACCESSES[method]
 
         def access(*args, **kwargs):
             pointers = args[pointers_at]
@@ -67,8 +69,9 @@ def recorded() -> Iterator[Log]:
             active = True if mask_at is None else np.asarray(args[mask_at].data)
             addresses = addresses[np.broadcast_to(active, addresses.shape)].astype(np.int64)
             width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+            relaxed = semantics_at is not None and args[semantics_at] == MEM_SEMANTIC.RELAXED
             program = interpreter_builder.grid_idx
-            log.append(Access(log.launches[-1], len(log.launches) - 1, program, kind, addresses, width))
+            log.append(Access(log.launches[-1], len(log.launches) - 1, program, kind, addresses, width, relaxed))
             return original(*args, **kwargs)
 
         return access
@@ -100,6 +103,38 @@ def shuffled(seed: int) -> Iterator[None]:
 
     original_dim, original_idx = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
     with (
+        patch.object(interpreter_builder, "set_grid_dim", set_grid_dim),
+        patch.object(interpreter_builder, "set_grid_idx", set_grid_idx),
+    ):
+        yield
+
+
+@contextmanager
+def last_program() -> Iterator[None]:
+    """Of each launch the last program alone runs: enough to see whether the end of a huge tensor is found."""
+    _require_interpreter()
+    grid: tuple[int, ...] = ()
+
+    def launch(executor, *args, **kwargs):
+        def single(meta):
+            nonlocal grid
+            grid = whole(meta) if callable(whole) else whole
+            grid = (*grid, *[1] * (3 - len(grid)))
+            return 1, 1, 1
+
+        whole, executor.grid = executor.grid, single
+        return call(executor, *args, **kwargs)
+
+    def set_grid_dim(*_single):
+        return original_dim(*grid)
+
+    def set_grid_idx(*_first):
+        return original_idx(*(n - 1 for n in grid))
+
+    call = GridExecutor.__call__
+    original_dim, original_idx = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
+    with (
+        patch.object(GridExecutor, "__call__", launch),
         patch.object(interpreter_builder, "set_grid_dim", set_grid_dim),
         patch.object(interpreter_builder, "set_grid_idx", set_grid_idx),
     ):
