@@ -89,7 +89,7 @@ def shuffled(seed: int) -> Iterator[None]:
     """The programs of each launch run in a random order, the same for the same seed."""
     _require_interpreter()
     rng = random.Random(seed)
-    order: Iterator[tuple[int, int, int]] = iter(())
+    order: Iterator[tuple[int, ...]] = iter(())
 
     def set_grid_dim(*grid):
         nonlocal order

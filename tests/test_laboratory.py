@@ -1,5 +1,6 @@
 """The laboratory passes a right kernel and catches each broken one by the check that is meant for it."""
 
+import ctypes
 import resource
 from functools import partial
 from itertools import cycle
@@ -26,6 +27,8 @@ from tests.laboratory.samples import op_errors, op_info, op_samples
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.tensors import FLOATS, GRADIENTS, LAYOUTS, examples, gradient_layouts, random, shapes, tensors
 
+pytestmark = pytest.mark.kernels
+
 
 def faulty(fault):
     return lambda x, w: gated(x, w, fault)
@@ -35,8 +38,8 @@ right = faulty("")
 
 
 def inputs(rows=5, columns=13, dtype=torch.float32, layout="contiguous"):
-    """x and w, of which some elements are beyond the clamp."""
-    x, w = random((rows, columns), dtype, layout, seed=1), random((columns,), dtype, seed=2) * 3
+    """x and w, whose first and last elements are beyond the clamp."""
+    x, w = random((rows, columns), dtype, layout), torch.linspace(-2.9, 3.1, columns, dtype=dtype, device=DEVICE)
     return x.requires_grad_(), w.requires_grad_()
 
 
@@ -176,7 +179,7 @@ def test_no_clamp():
     with pytest.raises(AssertionError, match=r"output 0: .* beyond torch.float32's tolerances"):
         assert_as_accurate(faulty("no clamp"), reference, *inputs())
     with pytest.raises(GradcheckError):
-        compiling.assert_differentiates(faulty("no clamp in backward"), *inputs())
+        compiling.assert_differentiates(faulty("no clamp in backward"), *inputs(2, 3))
 
 
 def test_element_unwritten():
@@ -243,6 +246,14 @@ def test_nan_and_inf_stand_where_they_belong(place, value):
     wrong[place] = value
     with pytest.raises(AssertionError, match=rf"at \({place},\) .* 1 wrong NaN, inf or finite elements"):
         assert_accurate(wrong, peer, exact)
+
+
+def test_an_element_where_the_peer_overflows_is_looked_at():
+    exact, peer = torch.ones(100, dtype=torch.float64), torch.ones(100)
+    peer[3] = torch.inf
+    assert_accurate(torch.ones(100), peer, exact)
+    with pytest.raises(AssertionError, match=r"2 at \(3,\) where 1 is right"):
+        assert_accurate(torch.ones(100) + (torch.arange(100) == 3), peer, exact)
 
 
 def test_dtype_and_shape():
@@ -361,10 +372,11 @@ def test_guarded_tensors(layout, side):
     copy = guarded(x, side)
     assert copy.equal(x)
     assert copy.stride() == x.stride()
-    offset = copy.untyped_storage().nbytes() // 2 if side == "end" else -1
-    assert died(lambda: copy.as_strided((1,), (1,), 0).item()) is None
-    beyond = (copy.data_ptr() + 2 * offset) if side == "end" else copy.data_ptr() - 1
-    assert died(lambda: np.ctypeslib.as_array((np.ctypeslib.ctypes.c_char * 1).from_address(beyond)).copy()).startswith("SIGSEGV")
+    memory = copy.untyped_storage()
+    inside, outside = (-1, 0) if side == "end" else (0, -1)
+    border = memory.data_ptr() + (memory.nbytes() if side == "end" else 0)
+    assert died(lambda: ctypes.string_at(border + inside, 1)) is None
+    assert died(lambda: ctypes.string_at(border + outside, 1)).startswith("SIGSEGV")
 
 
 def test_expanded_and_empty_tensors_are_guarded():

@@ -2,7 +2,8 @@
 
 A result is compared with the exact one, computed in fp64 from the same inputs, and with its peer, the same computation by
 PyTorch in the same dtype. In what follows a result's error is its distance from the exact one, and an element's rounding is
-what storing the exact element in the dtype costs: half a unit in the last place.
+what storing the exact element in the dtype costs: half a unit in the last place, or a whole one in bf16 in the interpreter,
+whose casts truncate.
 
 1.  NaN and inf stand where they stand in the exact result.
 2.  Each element is within torch.testing's default tolerances for the dtype. The absolute one, which is meant for values
@@ -47,12 +48,11 @@ def assert_accurate(actual: Tensor, peer: Tensor, exact: Tensor, name: str = "re
     finite = rounded.isfinite()
     wrong = ~torch.where(finite, actual.isfinite(), (actual == rounded) | (actual.isnan() & rounded.isnan()))
     assert not wrong.any(), f"{name}: {_first(wrong, actual, exact)}, {int(wrong.sum())} wrong NaN, inf or finite elements"
-    finite &= peer.isfinite()
     if not finite.any():
         return
 
     relative, absolute = TOLERANCES[dtype]
-    error, peers, size = (torch.where(finite, x.abs(), 0.0) for x in (actual - exact, peer - exact, exact))
+    error, size = (torch.where(finite, x.abs(), 0.0) for x in (actual - exact, exact))
     wrong = error > relative * size + absolute * size.max().clamp(max=1)
     assert not wrong.any(), (
         f"{name}: {_first(wrong, actual, exact)}, {int(wrong.sum())} of {wrong.numel()} elements beyond {dtype}'s tolerances"
@@ -60,6 +60,8 @@ def assert_accurate(actual: Tensor, peer: Tensor, exact: Tensor, name: str = "re
 
     if dtype == torch.float64 or (dtype == torch.float32 and error.numel() < FEW):
         return
+    comparable = finite & peer.isfinite()
+    error, peers = (torch.where(comparable, x.abs(), 0.0) for x in (actual - exact, peer - exact))
     rounding = _rounding(size, dtype)
     for norm, of in (("largest", torch.max), ("root mean square", _rms)):
         ours, limit = float(of(error)), float(2 * of(peers) + of(rounding))
@@ -108,7 +110,6 @@ def _double(x: Any) -> Any:
 
 
 def _rounding(size: Tensor, dtype: torch.dtype) -> Tensor:
-    """What storing costs: half a unit in the last place, a whole one in bf16 in the interpreter, which truncates."""
     info = torch.finfo(dtype)
     units = 1.0 if INTERPRETED and dtype == torch.bfloat16 else 0.5
     return units * (info.eps * size).clamp(min=info.smallest_normal * info.eps)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tests.laboratory.child import died
 from tests.laboratory.guard_pages import span
 
-MAP_NORESERVE = 0x4000  # Linux's; Python names it from 3.13 on
+MAP_NORESERVE = 0x4000  # Linux's, which Python 3.11 has no name for
 LIMIT = 2**31  # the first offset that int32 does not hold
 
 
