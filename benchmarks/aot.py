@@ -2,9 +2,7 @@
 
     python -m benchmarks.aot [--cc 80 90 100 120] [--op NAME] [--main] [--json FILE]
 
-The launchers themselves are called, on CPU tensors, with a driver in place that is of the architecture asked for. Triton's JIT
-specializes the kernel as it would on a GPU (dtypes, integers equal to 1, divisibility by 16) and hands over its own record of that,
-from which the kernel is compiled. It exits with 1 where something is wrong with a kernel, as `faults` lists it.
+It exits with 1 where something is wrong with a kernel, as `faults` lists it.
 """
 
 import argparse
@@ -18,38 +16,23 @@ import pkgutil
 import re
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from benchmarks.aot_cases import LAUNCHES, Launch
 from benchmarks.ptx import accesses, local_bytes, tensor_core
+from benchmarks.specialize import Configuration, Target, captured
 
 # Shared memory that one block may ask for: CUDA C++ programming guide, technical specifications per compute capability.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_MEMORY = 512  # columns; a kernel that asks for more compiles to an empty stub
 
 Widths = dict[str, dict[int, int]]  # of each argument, how many accesses of how many bytes
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A kernel as the JIT specialized it; record is Triton's own text of that."""
-
-    cc: int
-    op: str
-    launch: str
-    wide: dict[str, int]
-    kernel: str  # module:name
-    record: str
 
 
 @dataclass(frozen=True)
@@ -66,59 +49,10 @@ class Report:
     local: int  # bytes of local arrays
     shared: int  # bytes
     tensor_memory: int  # columns
-    loads: Widths
+    loads: Widths  # "?" stands for addresses that come from no argument
     stores: Widths
     tensor_core: list[str]
     faults: list[str]
-
-
-class Target:
-    """A driver without a device, for Triton's JIT to specialize and compile kernels with. Its device number is the capability, so
-    that the JIT keeps the architectures apart."""
-
-    def __init__(self, cc: int) -> None:
-        self.cc = cc
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.cc, 32)
-
-    def get_current_device(self) -> int:
-        return self.cc
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def captured(launches: Iterable[Launch], cc: int) -> list[Configuration]:
-    """The distinct configurations that the launches pick on an architecture, each under the first launch that picks it."""
-    found: dict[tuple[str, str], Configuration] = {}
-    with launching(cc) as kernels:
-        for launch in launches:
-            kernels.clear()
-            launch.run()
-            if not kernels:
-                raise ValueError(f"{launch.op}: {launch.name} launches no kernel")
-            for configuration in kernels:
-                found.setdefault(configuration, Configuration(cc, launch.op, launch.name, launch.wide, *configuration))
-    return list(found.values())
-
-
-@contextlib.contextmanager
-def launching(cc: int) -> Iterator[list[tuple[str, str]]]:
-    """Inside, a launch puts the kernel's name and its specialization into the list and does nothing else."""
-    kernels: list[tuple[str, str]] = []
-
-    def instead(*, fn, compile, **_):
-        kernels.append((f"{fn.module}:{fn.name}", compile["specialization_data"]))
-        return True  # not to compile, and so not to launch
-
-    driver.set_active(Target(cc))
-    with (
-        triton.knobs.runtime.scope(),
-        patch.object(torch.cuda, "get_device_capability", lambda device=None: divmod(cc, 10)),
-    ):
-        triton.knobs.runtime.jit_cache_hook = instead
-        yield kernels
 
 
 def compiled(configuration: Configuration) -> Report:
@@ -160,8 +94,8 @@ def compiled(configuration: Configuration) -> Report:
 
 
 def faults(report: Report, ttir: str, wide: dict[str, int]) -> list[str]:
-    """What is wrong with a compiled kernel: memory it should not need, work that its source asks for and its PTX has not, accesses
-    narrower than the launch can have."""
+    """What is wrong with a compiled kernel: memory that it should not need, work that its source asks for and its PTX has not,
+    accesses narrower than its launch says they can be."""
     found = [f"{name} {value} bytes" for name in ("spills", "stack", "local") if (value := getattr(report, name))]
     if report.shared > SHARED[report.cc]:
         found.append(f"{report.shared} bytes of shared memory, {SHARED[report.cc]} are there")
@@ -175,15 +109,19 @@ def faults(report: Report, ttir: str, wide: dict[str, int]) -> list[str]:
         expected = {90: ["wgmma.mma_async"], 100: ["tcgen05.mma"]}.get(report.cc, ["mma.sync"])
         if report.tensor_core != expected:
             found.append(f"fp16 or bf16 dot without {expected[0]}")
+    if wide:
+        wide = {"?": min(wide.values())} | wide
     pointers = {name for name, type in report.arguments.items() if type.startswith("*")}
     for name, width in wide.items():
-        for kind, accessed in (("loads", report.loads), ("stores", report.stores)):
-            narrow = sorted(
-                x for of, counts in accessed.items() if of == "?" or name in of.split("|") for x in counts if x < width
-            )
-            if narrow:
-                found.append(f"{kind} of {name}: {narrow[0]} bytes, {width} are possible")
-        if name in pointers and not any(name in of.split("|") for of in (*report.loads, *report.stores)):
+        accessed = [
+            (kind, w)
+            for kind in ("loads", "stores")
+            for of, widths in getattr(report, kind).items()
+            if name in of.split("|")
+            for w in widths
+        ]
+        found += [f"{kind} of {name}: {w} bytes, {width} are possible" for kind, w in accessed if w < width]
+        if name in pointers and not accessed:
             found.append(f"no access to {name}")
     return found
 
@@ -244,9 +182,7 @@ def _number(pattern: str, log: io.StringIO) -> int:
 
 
 def _widths(widths: Widths) -> str:
-    return (
-        " ".join(f"{name} {'+'.join(f'{w}x{n}' for w, n in Counter(counts).items())}" for name, counts in widths.items()) or "-"
-    )
+    return " ".join(f"{name} {'+'.join(f'{w}x{n}' for w, n in counts.items())}" for name, counts in widths.items()) or "-"
 
 
 def main(launches: list[Launch] = LAUNCHES, arguments: list[str] | None = None) -> int:
@@ -255,11 +191,11 @@ def main(launches: list[Launch] = LAUNCHES, arguments: list[str] | None = None) 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.partition("\n")[0])
     parser.add_argument("--cc", type=int, nargs="+", choices=SHARED, default=list(SHARED), help="compute capabilities")
     parser.add_argument("--op", choices=sorted({launch.op for launch in launches}), help="only this one")
-    parser.add_argument("--main", action="store_true", help="only launches whose widths of access are known beforehand")
+    parser.add_argument("--main", action="store_true", help="only what training and sampling do")
     parser.add_argument("--json", type=Path, help="write the reports into this file")
     options = parser.parse_args(arguments)
 
-    chosen = [x for x in launches if options.op in (None, x.op) and (x.wide or not options.main)]
+    chosen = [x for x in launches if options.op in (None, x.op) and (x.main or not options.main)]
     reports = compile_all([configuration for cc in options.cc for configuration in captured(chosen, cc)])
     print(*table(reports), sep="\n")
     if options.json:

@@ -46,7 +46,7 @@ def accesses(ptx: str, pointers: set[int]) -> list[Access]:
 
 def local_bytes(ptx: str) -> int:
     """Local memory that the text declares: arrays that are indexed at run time, and the stacks of slow paths."""
-    return sum(int(size) for size in re.findall(r"\.local \.align \d+ \.b8 \w+\[(\d+)\]", ptx))
+    return sum(int(size) for size in re.findall(r"\.local\s+\.align\s+\d+\s+\.b8\s+\w+\[(\d+)\]", ptx))
 
 
 def tensor_core(ptx: str) -> list[str]:
