@@ -8,10 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def start(*arguments: object, cwd: Path) -> subprocess.Popen:
+def start(*arguments: object, cwd: Path, **settings: str) -> subprocess.Popen:
     """`fastgen ARGUMENTS` in `cwd`, from this checkout."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     environment.pop("TRITON_INTERPRET", None)  # as users have it: the tests set it
+    environment |= settings
     return subprocess.Popen(
         [sys.executable, "-m", "fastgen", *map(str, arguments)],
         cwd=cwd,
@@ -22,7 +23,7 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen:
     )
 
 
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
-    process = start(*arguments, cwd=cwd)
+def run(*arguments: object, cwd: Path, **settings: str) -> subprocess.CompletedProcess:
+    process = start(*arguments, cwd=cwd, **settings)
     out, err = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -13,6 +13,12 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if GPU and item.get_closest_marker("kernels") is not None:
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(params=["reference", "interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
 def path(request):
     """Runs a test by each path that its ops can take; tensors are made on the device that it needs."""
