@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +19,8 @@ from tests.laboratory.tensors import GRADIENTS, upstream
 
 def assert_compiles(fn: Callable[..., Any], *args: Any, backends: Sequence[str] = ("aot_eager",)) -> None:
     """In one graph, forward and backward, and from the third batch size on without compiling again. Batch: 4 or more."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds, which tests that compile nothing save
+
     for backend in backends:
         torch.compiler.reset()
         counter = CompileCounterWithBackend(backend)
