@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-ADDRESS_SPACE = 8 * 2**30  # of a fork, beyond what it begins with: room for tests of addresses over 2^31
-NO_TESTS, NOT_IMPORTED, TIME = 5, 86, 124  # exit codes: pytest's, and our own
+MEMORY_LIMIT = 3 * 2**30  # bytes in use; a limit of addresses would fail the tests of those over 2^31
+NO_TESTS, NOT_IMPORTED, TIME, MEMORY = 5, 86, 124, 125  # exit codes: pytest's, and our own
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,38 @@ def run(suite: Suite, sources: dict[int, str], selection: list[str], limit: floa
                 process = fork.Process(target=_test, args=(suite, number, sources[number], selection))
                 process.start()
                 running[number] = process, time.monotonic() + limit
-            wait([process.sentinel for process, _ in running.values()], timeout=1)
+            wait([process.sentinel for process, _ in running.values()], timeout=0.25)
             for number, (process, end) in list(running.items()):
-                if process.exitcode is not None:
-                    yield number, process.exitcode
-                elif time.monotonic() > end:
+                code = process.exitcode
+                if code is None and time.monotonic() > end:
+                    code = TIME
+                elif code is None and _memory(process.pid) > MEMORY_LIMIT:
+                    code = MEMORY
+                if code is not None:
                     _kill(process)
-                    yield number, TIME
-                else:
-                    continue
-                del running[number]
+                    del running[number]
+                    yield number, code
     finally:
         for process, _ in running.values():
             _kill(process)
 
 
+def _memory(session: int) -> int:
+    """Bytes in use by a test process and those that its tests have started; what these share is counted for each."""
+    pages = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            pages += int(fields[21]) if int(fields[3]) == session else 0
+    return pages * resource.getpagesize()
+
+
 def _kill(process: multiprocessing.Process) -> None:
-    """With the processes that its tests have started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
+    """Unless it has ended; with the processes that its tests have started."""
+    if process.exitcode is None:
+        with contextlib.suppress(ProcessLookupError):  # not yet at the head of a session
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
     process.join()
 
 
@@ -71,8 +83,6 @@ def _test(suite: Suite, number: int, source: str, selection: list[str]) -> None:
     with open(suite.folder / f"{number}.out", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE, used + ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     file = suite.folder / str(number) / f"{suite.module.split('.')[-1]}.py"
     file.parent.mkdir(exist_ok=True)

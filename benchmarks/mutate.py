@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.forks import NO_TESTS, NOT_IMPORTED, TIME, Suite, run
+from benchmarks.forks import MEMORY, NO_TESTS, NOT_IMPORTED, TIME, Suite, run
 from benchmarks.mutations import Mutant, mutants
 
 REQUIRED = 0.95
@@ -132,8 +132,8 @@ def run_original(suite: Suite, source: str) -> tuple[list[str], float]:
 
 
 def _killer(output: Path, code: int) -> str:
-    if code == TIME:
-        return "the time limit"
+    if code in (TIME, MEMORY):
+        return "the time limit" if code == TIME else "the memory limit"
     if code < 0:
         return signal.Signals(-code).name
     failed = (line for line in output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR")))
