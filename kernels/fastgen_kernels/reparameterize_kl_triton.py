@@ -1,8 +1,4 @@
-"""Kernels of reparameterize_kl.py, one each way. The noise is drawn where it is used, in backward once more, and never stored.
-
-A tensor (N, C, *S) is addressed as (N, C, S) by its strides (n, c, s). A program has SAMPLES samples and takes BLOCKS Philox
-blocks of each at a time; word w of block j is element w Q + j.
-"""
+"""Kernels of reparameterize_kl.py, one each way. The noise is drawn where it is used, in backward once more, and never stored."""
 
 from typing import Any
 
@@ -11,37 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like
-from fastgen_kernels.philox_triton import load_key, normals, tile
-
-
-@triton.jit
-def offsets(w: tl.constexpr, first, j, C, S, Q, strides, FLAT: tl.constexpr, QUARTERS: tl.constexpr):
-    """Where, within their sample, the elements of word w of blocks first + j lie.
-
-    FLAT: in logical order. QUARTERS: the channels are innermost and a multiple of 4. The blocks are then taken in the order of
-    memory, and word w of each lies in quarter w of the channels.
-    """
-    if FLAT:
-        return first + w * Q + j
-    if QUARTERS:
-        lane = (first + j).to(tl.int32)
-        c, s = w * (C // 4) + lane % (C // 4), lane // (C // 4)
-    else:
-        c, s = (first + w * Q + j) // S, (first + w * Q + j) % S
-    return c.to(tl.int64) * strides[1] + s.to(tl.int64) * strides[2]
-
-
-@triton.jit
-def noise(key, first, j, C, S, QUARTERS: tl.constexpr):
-    """The four normals of each block."""
-    block = (first + j).to(tl.int32)
-    if QUARTERS:
-        block = block % (C // 4) * S + block // (C // 4)
-    a, b, c, d = tl.philox(key[0], block, key[3], key[1], key[2])
-    a, b = normals(a, b)
-    c, d = normals(c, d)
-    return a, b, c, d
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets
+from fastgen_kernels.layout import compute_dtype, empty_like, like
+from fastgen_kernels.philox_triton import load_key
 
 
 @triton.jit
@@ -188,35 +156,21 @@ def plan(
     mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None, out: Tensor, low: float, high: float, per_element: bool
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """What both kernels take, as arguments and constants, and the number of tiles that cover a sample."""
-    mu3, logvar3, out3 = as_ncs(mu), as_ncs(logvar), as_ncs(out)
-    n, c, s = mu3.shape
-    q = triton.cdiv(c * s, 4)
-    compute = compute_dtype(mu.dtype)
-    samples, blocks = tile(q)
-    if compute == torch.float64:
-        blocks = min(blocks, 256)  # 1024 of them spill
-    flat = all(x[0].is_contiguous() for x in (mu3, logvar3, out3))
+    mu, logvar, out3, compute = as_ncs(mu), as_ncs(logvar), as_ncs(out), compute_dtype(mu.dtype)
+    # In fp64 1024 blocks spill.
+    sizes, constants, tiles = cover(out3, mu, logvar, most=256 if compute == torch.float64 else 1024)
     arguments = {
-        "mu_ptr": mu3, "mu_strides": mu3.stride(), "logvar_ptr": logvar3, "logvar_strides": logvar3.stride(),
-        "eps_ptr": None if eps is None else like(eps, mu), "key_ptr": None if key is None else key.contiguous(),
-        "out_strides": out3.stride(), "N": n, "C": c, "S": s, "E": c * s, "Q": q,
+        "mu_ptr": mu, "mu_strides": mu.stride(), "logvar_ptr": logvar, "logvar_strides": logvar.stride(),
+        "eps_ptr": None if eps is None else like(eps, out), "key_ptr": None if key is None else key.contiguous(),
+        "out_strides": out3.stride(), **sizes,
     }  # fmt: skip
-    constants = {
+    constants |= {
         "LOW": low, "HIGH": high, "DRAW": eps is None, "SUM": not per_element, "COMPUTE": TRITON_DTYPE[compute],
-        "FLAT": flat, "QUARTERS": not flat and channels_last(mu) and c % 4 == 0, "SAMPLES": samples, "BLOCKS": blocks,
     }  # fmt: skip
-    return arguments, constants, triton.cdiv(q, blocks)
-
-
-def as_ncs(x: Tensor) -> Tensor:
-    """(N, C, S), a view unless the spatial dimensions cannot be seen as one."""
-    return x.reshape(x.shape[0], x.shape[1] if x.dim() > 1 else 1, -1)
+    return arguments, constants, tiles
 
 
 def splits(n: int, tiles: int) -> int:
     """How many programs share the sum of a sample. More than one cost a second launch, which pays where a few large samples would
     leave most of the GPU idle."""
     return 1 if tiles <= 16 else min(triton.cdiv(512, n), triton.cdiv(tiles, 8))
-
-
-TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
