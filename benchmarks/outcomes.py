@@ -25,6 +25,8 @@ class Outcomes:
     def pytest_collectreport(self, report):
         if report.failed:
             self._record(report.nodeid, f"failed: not collected: {_last_line(report.longreprtext)}")
+        elif report.skipped:
+            self._record(report.nodeid, _skipped(report))
 
     def pytest_collection_finish(self, session):
         self.tests |= {item.nodeid: "not run" for item in session.items}
@@ -38,14 +40,18 @@ class Outcomes:
             crash = getattr(report.longrepr, "reprcrash", None)
             self._record(report.nodeid, f"failed: {_first_line(crash.message if crash else report.longreprtext)}")
         elif report.skipped:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
-            self._record(report.nodeid, f"skipped: {_first_line(reason).removeprefix('Skipped: ')}")
+            self._record(report.nodeid, _skipped(report))
         elif report.when == "call":
             self._record(report.nodeid, "passed")
 
     def _record(self, test: str, outcome: str) -> None:
         self.tests[test] = outcome
         write_json(self.file, self.tests)
+
+
+def _skipped(report) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
+    return f"skipped: {_first_line(reason).removeprefix('Skipped: ')}"
 
 
 def _first_line(text: str) -> str:

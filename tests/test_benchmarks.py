@@ -18,6 +18,9 @@ from benchmarks.report import lines, report, summary, verdicts
 from benchmarks.timing import Row, interleaved, readable, rows
 
 
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, used where there is no GPU")
+
+
 class Clock:
     """A time that passes when a test says so."""
 
@@ -187,6 +190,7 @@ def test_a_copy_has_the_mix_of_reads_and_writes(read, written, expected):
     assert roof.mix(read, written) == expected
 
 
+@interpreted
 @pytest.mark.parametrize(("read", "written"), [(2 * 40_000, 40_000), (3 * 9_999, 2 * 9_999), (0, 12_345), (50_000, 0)])
 def test_the_copy_roof_moves_the_bytes(read, written):
     from benchmarks.interpreter import recorded
@@ -200,6 +204,7 @@ def test_the_copy_roof_moves_the_bytes(read, written):
     assert moved["load"] * writes == moved["store"] * reads
 
 
+@interpreted
 def test_the_launch_and_the_integers_write_nothing():
     from benchmarks.interpreter import recorded
 
@@ -281,6 +286,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(roof, "cold", clocks.wall)
 
 
+@interpreted
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_measurement_has_every_clock_and_every_variant(gpu, direction):
     tables = ops.measure(CASE, direction, {"named": lambda case: case.eager})
@@ -455,6 +461,15 @@ def test_nvidia_smi_is_asked_and_its_absence_borne(tmp_path, monkeypatch):
     tool.chmod(0o755)
     assert environment.nvidia_smi("clocks.sm", "driver_version") == {"clocks.sm": "1980 MHz", "driver_version": "580.1"}
     assert environment.nvidia_smi("one", "two", "three") == {}
+
+
+def test_a_stage_whose_needs_are_not_installed_says_so(tmp_path):
+    (tmp_path / "test_needy.py").write_text("import pytest; pytest.importorskip('a_package_that_does_not_exist')")
+    result = campaign.run(Stage("gpu-tests", (str(tmp_path), f"--rootdir={tmp_path}")), 60.0, lambda result: None)
+    assert result["outcome"] == "nothing to run"
+    (what,) = result["tests"].values()
+    assert what.startswith("skipped: could not import 'a_package_that_does_not_exist'")
+    assert campaign.failures({"stages": {"gpu-tests": result}}) == []
 
 
 def test_a_file_that_is_written_is_whole_and_alone(tmp_path):
