@@ -158,7 +158,7 @@ def _changes(node: ast.AST, text: Text) -> Iterator[tuple[ast.AST, str]]:
             yield node, str(not value)
         case ast.Constant(int(value)):  # 0 and 1 become each other, as an axis or a dimension they are
             other = 0 if value == 1 else value + 1
-            yield node, hex(other) if text(node).startswith("0x") else str(other)
+            yield node, f"0x{other:X}" if text(node).startswith("0x") else str(other)
         case ast.Constant(float(value)):  # a hundredth is noticed in a scale and in a polynomial's small coefficients alike
             yield node, repr(value * 1.01) if value else "1.0"
         case ast.Expr(ast.Call() as call) if _called(call) not in ASSERTIONS:
