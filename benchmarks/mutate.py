@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     try:
         file, root = find(options.file)
-        found = dict(enumerate(mutants(file.read_text()), 1))
+        source = file.read_text()
+        found = dict(enumerate(mutants(source), 1))
         if options.list:
             print("\n".join(f"{number:4} {title(file, mutant)}" for number, mutant in found.items()))
             return 0
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         justified = read_equivalents(root / "tests" / "equivalent_mutants" / f"{file.stem}.txt")
         with tempfile.TemporaryDirectory() as folder:
             suite = Suite(root, module_name(file), find_tests(file, root), Path(folder))
-            outcomes = run_all(suite, file.read_text(), found)
+            outcomes = run_all(suite, source, found)
             if options.only is not None:
                 print((suite.folder / f"{options.only}.out").read_text())
     except (OSError, ValueError, SyntaxError) as error:
