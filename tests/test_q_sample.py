@@ -3,6 +3,8 @@ import torch
 
 from fastgen.functional import noise_key, philox_normal, q_sample
 
+pytestmark = pytest.mark.usefixtures("path")
+
 TARGETS = ["eps", "x0", "v", "flow"]
 SHAPES = [(3,), (3, 5), (2, 3, 7, 5), (2, 3, 2, 3, 5), (0, 3, 4, 4), (2, 0, 3)]
 LAYOUTS = {

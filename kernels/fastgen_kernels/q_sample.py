@@ -6,13 +6,15 @@ target "v":    alpha · noise - sigma · x0        (Salimans & Ho, arXiv:2202.00
 target "flow": noise - x0                        (Liu et al., arXiv:2209.03003, equation 1, time reversed)
 """
 
-from typing import Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_choice, check_float, check_shape
-from fastgen_kernels.layout import compute_dtype, like, per_sample
+from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_key, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import compute_dtype, empty_like, like, per_sample
+from fastgen_kernels.library import define
 from fastgen_kernels.philox import fresh_key, philox_normal
 
 Target = Literal["eps", "x0", "v", "flow"]
@@ -78,8 +80,16 @@ def q_sample(
         dtype = torch.float32 if x0.dtype == torch.uint8 else x0.dtype
     if not dtype.is_floating_point:
         raise TypeError(f"q_sample: dtype must be a float, got {dtype}")
-    if noise is None:
-        noise = philox_normal(x0.shape, fresh_key(x0.shape[0], x0.device) if key is None else key)
+    if key is not None:
+        check_key("q_sample", key, x0.shape[0])
+    elif noise is None:
+        key = fresh_key(x0.shape[0], x0.device)
+    check_device("q_sample", x0.device, "of x0", alpha=alpha, sigma=sigma, noise=noise, key=key)
+
+    if use_triton(x0) and not (alpha.requires_grad or sigma.requires_grad):  # the kernel has no gradient for the schedule
+        x_t, made = _q_sample(x0, alpha, sigma, noise, key, target, dtype)
+        return x_t if target is None else (x_t, made)
+    noise = philox_normal(x0.shape, cast(Tensor, key)) if noise is None else noise
     return q_sample_reference(x0, alpha, sigma, noise, target, dtype)
 
 
@@ -118,3 +128,64 @@ def check_diffused(op: str, x0: Tensor, alpha: Tensor, sigma: Tensor) -> None:
     check_float(op, alpha=alpha, sigma=sigma)
     check_batched(op, x0=x0)
     check_shape(op, x0.shape[:1], "(N,)", alpha=alpha, sigma=sigma)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastgen_kernels.q_sample_triton import forward
+
+    return forward(*arguments)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastgen_kernels.q_sample_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(
+    x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor | None, key: Tensor | None, target: str | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """An op has a fixed number of outputs: without a target the second is of no elements."""
+    return empty_like(x0, dtype), x0.new_empty(0, dtype=dtype) if target is None else empty_like(x0, dtype)
+
+
+def _fake_backward(
+    dx_t: Tensor | None, dtarget: Tensor | None, alpha: Tensor, sigma: Tensor, target: str | None,
+    *dtypes: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad = cast(Tensor, dtarget if dx_t is None else dx_t)
+    dx0, dnoise = (grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
+    return dx0, dnoise
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x0, alpha, sigma, noise, _, ctx.target, _ = inputs
+    ctx.save_for_backward(alpha, sigma)
+    ctx.dtypes = x0.dtype, None if noise is None else noise.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dx_t: Tensor | None, dtarget: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dx_t is None and dtarget is None:
+        return (None,) * 7
+    needed = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+    dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
+    grads = _q_sample_backward(dx_t, dtarget, *ctx.saved_tensors, ctx.target, *dtypes)
+    dx0, dnoise = (grad if need else None for grad, need in zip(grads, needed, strict=True))
+    return dx0, None, None, dnoise, None, None, None
+
+
+_q_sample_backward = define(
+    "q_sample_backward(Tensor? dx_t, Tensor? dtarget, Tensor alpha, Tensor sigma, str? target, ScalarType? x0,"
+    " ScalarType? noise) -> (Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_q_sample = define(
+    "q_sample(Tensor x0, Tensor alpha, Tensor sigma, Tensor? noise, Tensor? key, str? target, ScalarType dtype)"
+    " -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)

@@ -1,0 +1,156 @@
+"""Kernels of q_sample.py, one each way. Noise under a key is drawn where it is used and never stored."""
+
+from typing import cast
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like
+from fastgen_kernels.philox_triton import load_key, tile
+
+
+@triton.jit
+def as_signal(x0, COMPUTE: tl.constexpr):
+    """x0 in COMPUTE, uint8 scaled to [-1, 1], both ends exactly."""
+    if x0.dtype == tl.uint8:
+        return (x0.to(COMPUTE) - 127.5) * 0.00784313725490196
+    return x0.to(COMPUTE)
+
+
+@triton.jit
+def make_target(x0, eps, alpha, sigma, TARGET: tl.constexpr):
+    """As in q_sample.py."""
+    if TARGET == "eps":
+        return eps
+    if TARGET == "x0":
+        return x0
+    if TARGET == "v":
+        return alpha * eps - sigma * x0
+    return eps - x0
+
+
+@triton.jit
+def through_target(dtarget, alpha, sigma, TARGET: tl.constexpr):
+    """What x0 and the noise get of the target's gradient."""
+    if TARGET == "eps":
+        return tl.zeros_like(dtarget), dtarget
+    if TARGET == "x0":
+        return dtarget, tl.zeros_like(dtarget)
+    if TARGET == "v":
+        return -sigma * dtarget, alpha * dtarget
+    return -dtarget, dtarget
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """x in dtype; bf16 by way of fp32, as in torch, for the interpreter's cast from fp64 is wrong."""
+    if dtype == tl.bfloat16:
+        return x.to(tl.float32).to(dtype)
+    return x.to(dtype)
+
+
+@triton.jit
+def forward_kernel(
+    x0_ptr, x0_strides, alpha_ptr, alpha_stride, sigma_ptr, sigma_stride, eps_ptr, key_ptr, x_t_ptr, target_ptr, out_strides,
+    N, C, S, E, Q,
+    TARGET: tl.constexpr, COMPUTE: tl.constexpr,
+    FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """x_t = alpha x0 + sigma eps and the target, without which TARGET is None; eps is the noise given, or that of the key."""
+    tiles = tl.cdiv(Q, BLOCKS)
+    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    j = tl.arange(0, BLOCKS)[None, :]
+    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
+    Q = tl.to_tensor(Q).to(tl.int64)
+    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N, 0.0).to(COMPUTE)
+    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N, 0.0).to(COMPUTE)
+    if key_ptr is not None:
+        normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
+    for w in tl.static_range(4):
+        inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
+        out = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
+        x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
+        x0 = as_signal(tl.load(x0_ptr + x0_at, inside, 0), COMPUTE)
+        eps = normal[w].to(COMPUTE) if key_ptr is not None else tl.load(eps_ptr + out, inside, 0.0).to(COMPUTE)
+        tl.store(x_t_ptr + out, rounded(alpha * x0 + sigma * eps, x_t_ptr.dtype.element_ty), inside)
+        if TARGET is not None:
+            made = make_target(x0, eps, alpha, sigma, TARGET)
+            tl.store(target_ptr + out, rounded(made, target_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def backward_kernel(
+    dx_t_ptr, dtarget_ptr, alpha_ptr, alpha_stride, sigma_ptr, sigma_stride, dx0_ptr, dnoise_ptr, N, E,
+    TARGET: tl.constexpr, COMPUTE: tl.constexpr, SAMPLES: tl.constexpr, ELEMENTS: tl.constexpr,
+):  # fmt: skip
+    """dx0 = alpha dx_t and dnoise = sigma dx_t, each with its part of the target's gradient; all lie in one order of memory, and
+    the pointer of one that is absent or not wanted is None."""
+    tiles = tl.cdiv(E, ELEMENTS)
+    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    i = (tl.program_id(0) % tiles).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)[None, :]
+    at, inside = n * E + i, (n < N) & (i < E)
+    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N, 0.0).to(COMPUTE)
+    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N, 0.0).to(COMPUTE)
+    dx0 = tl.zeros((SAMPLES, ELEMENTS), COMPUTE)
+    dnoise = tl.zeros((SAMPLES, ELEMENTS), COMPUTE)
+    if dx_t_ptr is not None:
+        dx_t = tl.load(dx_t_ptr + at, inside, 0.0).to(COMPUTE)
+        dx0 += alpha * dx_t
+        dnoise += sigma * dx_t
+    if dtarget_ptr is not None:
+        of_x0, of_noise = through_target(tl.load(dtarget_ptr + at, inside, 0.0).to(COMPUTE), alpha, sigma, TARGET)
+        dx0 += of_x0
+        dnoise += of_noise
+    if dx0_ptr is not None:
+        tl.store(dx0_ptr + at, rounded(dx0, dx0_ptr.dtype.element_ty), inside)
+    if dnoise_ptr is not None:
+        tl.store(dnoise_ptr + at, rounded(dnoise, dnoise_ptr.dtype.element_ty), inside)
+
+
+def forward(
+    x0: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor | None, key: Tensor | None, target: str | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    x_t = empty_like(x0, dtype)
+    made = x0.new_empty(0, dtype=dtype) if target is None else empty_like(x0, dtype)
+    if x0.numel() == 0:
+        return x_t, made
+    clean, out = as_ncs(x0), as_ncs(x_t)
+    if key is None and channels_last(x_t):
+        clean, out = clean.mT, out.mT  # in the order of memory, where nothing is drawn in the logical one
+    compute = compute_dtype(x0.dtype, dtype)
+    # In fp64 1024 blocks spill.
+    sizes, constants, tiles = cover(out, clean, most=256 if compute == torch.float64 else 1024)
+    grid = (triton.cdiv(len(x0), constants["SAMPLES"]) * tiles,)
+    with torch.cuda.device_of(x0):
+        forward_kernel[grid](
+            clean, clean.stride(), alpha, alpha.stride(0), sigma, sigma.stride(0), None if eps is None else like(eps, x_t),
+            None if key is None else key.contiguous(), x_t, made, out.stride(), **sizes,
+            TARGET=target, COMPUTE=TRITON_DTYPE[compute], **constants,
+        )  # fmt: skip
+    return x_t, made
+
+
+def backward(
+    dx_t: Tensor | None, dtarget: Tensor | None, alpha: Tensor, sigma: Tensor, target: str | None,
+    x0: torch.dtype | None, noise: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradients of x0 and noise in the dtypes given; of no elements where None is."""
+    grad = cast(Tensor, dtarget if dx_t is None else dx_t)
+    dx0, dnoise = (grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in (x0, noise))
+    if grad.numel() == 0:
+        return dx0, dnoise
+    compute = compute_dtype(grad.dtype, *(dtype for dtype in (x0, noise) if dtype is not None))
+    n, e = len(grad), grad[0].numel()
+    samples, blocks = tile(triton.cdiv(e, 4))
+    elements = min(4 * blocks, 1024 if compute == torch.float64 else 4096)
+    with torch.cuda.device_of(grad):
+        backward_kernel[(triton.cdiv(n, samples) * triton.cdiv(e, elements),)](
+            *(None if x is None else like(x, grad) for x in (dx_t, dtarget)),
+            alpha, alpha.stride(0), sigma, sigma.stride(0),
+            *(x if x.numel() else None for x in (dx0, dnoise)), n, e,
+            TARGET=target, COMPUTE=TRITON_DTYPE[compute], SAMPLES=samples, ELEMENTS=elements,
+        )  # fmt: skip
+    return dx0, dnoise
