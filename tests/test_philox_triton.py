@@ -8,12 +8,14 @@ import torch
 from scipy import stats
 
 import fastgen
+from benchmarks.interpreter import last_program
 from fastgen.functional import noise_key, philox_normal, philox_uniform
 from fastgen_kernels import philox
 from fastgen_kernels.philox import _philox_numpy
-from fastgen_kernels.philox_triton import philox_kernel
+from fastgen_kernels.philox_triton import philox_kernel, tile
 from tests.laboratory.compiling import assert_compiles, assert_exports, assert_registered
 from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import lazy
 from tests.laboratory.normals_triton import normals_kernel
 from tests.laboratory.soundness import assert_sound
 
@@ -24,7 +26,7 @@ FORMS = [
     (3, 5),  # two blocks, the last words to spare
     (130, 16),  # many small samples to a program
     (9, 3, 7, 5),  # E = 105 and Q = 27
-    (2, 4100),  # two tiles, the second of one block
+    (3, 4100),  # two tiles, the second of one block
     (0, 3),
     (3, 0),
 ]
@@ -98,9 +100,29 @@ def test_other_dtypes(dtype):
 
 @interpreter_only
 @pytest.mark.kill
-@pytest.mark.parametrize("shape", [(65, 3), (9, 50), (2, 4100)])
+@pytest.mark.parametrize("shape", [(65, 3), (9, 50), (3, 4100)])
 def test_sound(shape):
     assert_sound(lambda key: philox_normal(shape, key), noise_key(1, samples=shape[0]))
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize(("n", "e"), [(2**21 + 1, 2**10), (1, 2**31 + 2**13)])
+def test_elements_beyond_int32(n, e):
+    """The last program of a launch over more than 2^31 elements, which are not all there."""
+    q = e // 4
+    key, out = noise_key(3, samples=n), lazy(n * e, torch.float16)
+    samples, blocks = tile(q)
+    with last_program():
+        philox_kernel[(n * -(-q // blocks),)](out, key, n, e, q, NORMAL=False, SAMPLES=samples, BLOCKS=blocks)
+    last = min(q, blocks)
+    words = _philox_numpy(torch.arange(q - last, q), key[-1:])[0, 3]
+    torch.testing.assert_close(out[-last:].float(), ((words >> 9) + 0.5) * 2.0**-23, rtol=2.0**-10, atol=2.0**-11)
+
+
+@pytest.mark.kill
+def test_tiles():
+    assert [tile(blocks) for blocks in (1, 4, 5, 64, 65, 10**6)] == [(64, 4)] * 2 + [(8, 64)] * 2 + [(1, 1024)] * 2
 
 
 def test_a_key_of_any_strides():

@@ -27,17 +27,21 @@ from tests.laboratory.tensors import FLOATS, GRADIENTS, dtypes, examples, gradie
 
 pytestmark = pytest.mark.kernels
 
-FORMS = [
-    (3,),  # one element a sample
-    (130, 16),  # many small samples to a program
-    (9, 50),  # E not a multiple of 4
-    (2, 4100),  # two rounds of the loop, the second of one block
-    (3, 8, 7, 5),  # in channels_last, taken by quarters of the channels
-    (2, 3, 5, 7),  # in channels_last, C not a multiple of 4
-    (2, 4, 2, 3, 5),
-    (0, 3, 4),
-    (3, 0),
+CASES = [
+    ((3,), "contiguous"),  # one element a sample
+    ((130, 16), "contiguous"),  # many small samples to a program
+    ((9, 50), "contiguous"),  # E not a multiple of 4
+    ((9, 50), "permuted"),
+    ((3, 4100), "contiguous"),  # two rounds of the loop, the second of one block
+    ((3, 8, 7, 5), "contiguous"),
+    ((3, 8, 7, 5), "channels_last"),  # taken by quarters of the channels
+    ((2, 3, 5, 7), "channels_last"),  # C not a multiple of 4
+    ((2, 3, 5, 7), "permuted"),
+    ((2, 4, 2, 3, 5), "channels_last"),
+    ((0, 3, 4), "contiguous"),
+    ((3, 0), "contiguous"),
 ]
+KILLING = [CASES[i] for i in (1, 2, 4, 6, 7, 10, 11)]
 CLAMPS = [(-1.5, 1.0), (1.0, 2.0)]  # both ends at work; 0 outside
 
 
@@ -63,33 +67,37 @@ def inputs(shape, dtype=torch.float32, layout="contiguous", *, draw=True):
     return mu.detach().requires_grad_(), logvar.detach().requires_grad_(), noise
 
 
+@pytest.mark.parametrize(
+    ("shape", "layout"), [pytest.param(*case, marks=[pytest.mark.kill] if case in KILLING else []) for case in CASES]
+)
+@pytest.mark.parametrize(("draw", "reduce"), [(True, "sample"), (False, "none")])
+def test_accurate(shape, layout, draw, reduce):
+    assert_as_accurate(op, reference, *inputs(shape, layout=layout, draw=draw), CLAMPS[draw], reduce)
+
+
 @pytest.mark.kill
-@pytest.mark.parametrize("reduce", ["sample", "none"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-@pytest.mark.parametrize("shape", FORMS)
-def test_accurate(shape, layout, reduce):
-    for draw, clamp in zip((True, False), CLAMPS, strict=True):
-        assert_as_accurate(op, reference, *inputs(shape, layout=layout, draw=draw), clamp, reduce)
+@pytest.mark.parametrize(("draw", "reduce"), [(False, "sample"), (True, "none")])
+def test_the_other_options(draw, reduce):
+    assert_as_accurate(op, reference, *inputs((9, 50), draw=draw), CLAMPS[draw], reduce)
 
 
-@pytest.mark.parametrize("shape", [(130, 16), (3, 8, 7, 5)])
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_every_dtype(dtype):
+    for shape in ((130, 16), (3, 8, 7, 5)):
+        assert_as_accurate(op, reference, *inputs(shape, dtype), CLAMPS[0])
+
+
 @pytest.mark.parametrize("gradients", GRADIENTS)
-def test_every_dtype_and_any_gradient(dtype, gradients, shape):
-    assert_as_accurate(op, reference, *inputs(shape, dtype), CLAMPS[0], gradients=gradients)
+def test_any_gradient(gradients):
+    for reduce in ("sample", "none"):
+        assert_as_accurate(op, reference, *inputs((3, 8, 7, 5)), CLAMPS[0], reduce, gradients=gradients)
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("reduce", ["sample", "none"])
-def test_one_gradient_alone(reduce):
-    for only in (0, 1):
-        assert_as_accurate(
-            lambda *given, only=only: op(*given)[only],
-            lambda *given, only=only: reference(*given)[only],
-            *inputs((9, 50)),
-            CLAMPS[0],
-            reduce,
-        )
+@pytest.mark.parametrize(("only", "reduce"), [(0, "sample"), (1, "sample"), (1, "none")])
+def test_one_gradient_alone(only, reduce):
+    ours, peer = (lambda *given, f=f: f(*given)[only] for f in (op, reference))
+    assert_as_accurate(ours, peer, *inputs((3, 50)), CLAMPS[0], reduce)
 
 
 def test_dtypes_of_mu_and_logvar_may_differ():
@@ -143,16 +151,14 @@ def test_splits():
 
 
 @interpreter_only
-@pytest.mark.kill
 @pytest.mark.parametrize(
     ("shape", "layout", "draw", "reduce"),
     [
-        ((65, 16), "contiguous", True, "sample"),
-        ((5, 7), "contiguous", False, "none"),
+        pytest.param((65, 16), "contiguous", True, "sample", marks=pytest.mark.kill),
+        pytest.param((5, 7), "contiguous", False, "none", marks=pytest.mark.kill),
         ((2, 4100), "row_gap", True, "sample"),
         ((2, 8, 3, 5), "channels_last", True, "none"),
-        ((2, 3, 3, 5), "channels_last", False, "sample"),
-        ((2, 3, 3, 5), "permuted", True, "none"),
+        ((2, 3, 3, 5), "permuted", False, "sample"),
     ],
 )
 def test_sound(shape, layout, draw, reduce):
@@ -217,10 +223,10 @@ def test_training_follows_the_references_loss(tmp_path):
     losses = []
     for environment in ({"TRITON_INTERPRET": "1"}, {"FASTGEN_KERNELS": "off"}):
         out = tmp_path / str(len(losses))
-        command = f"train mnist-vae --steps 5 --log-every 1 --precision fp32 --out {out}"
+        command = f"train mnist-vae --steps 3 --log-every 1 --batch-size 32 --precision fp32 --out {out}"
         done = run(*command.split(), cwd=tmp_path, **environment)
         assert done.returncode == 0, done.stderr
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses.append([row.get("loss", row.get("held_out_loss")) for row in metrics])
-    assert len(losses[0]) == 6
+    assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

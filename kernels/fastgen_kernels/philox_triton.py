@@ -10,12 +10,12 @@ from torch import Tensor
 
 @triton.jit
 def load_key(key_ptr, sample, mask):
-    """seed, stream, step and global index of the samples."""
-    row = key_ptr + sample.to(tl.int64) * 4
-    seed = tl.load(row, mask, 0)
-    stream = tl.load(row + 1, mask, 0).to(tl.uint32)
-    step = tl.load(row + 2, mask, 0).to(tl.uint32)
-    index = tl.load(row + 3, mask, 0).to(tl.uint32)
+    """seed, stream, step and global index of the samples, int64."""
+    row = key_ptr + sample * 4
+    seed = tl.load(row, mask)
+    stream = tl.load(row + 1, mask).to(tl.uint32)
+    step = tl.load(row + 2, mask).to(tl.uint32)
+    index = tl.load(row + 3, mask).to(tl.uint32)
     return seed, stream, step, index
 
 
@@ -65,7 +65,7 @@ def uniform(word):
 def philox_kernel(out_ptr, key_ptr, N, E, Q, NORMAL: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr):
     """out[n, w Q + j] is word w of block j under key n, as a normal or a uniform number."""
     tiles = tl.cdiv(Q, BLOCKS)
-    n = (tl.program_id(0) // tiles * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS  # of this program's blocks, and of their first words' elements
     j = tl.arange(0, BLOCKS)[None, :]
     seed, stream, step, index = load_key(key_ptr, n, n < N)
@@ -75,15 +75,14 @@ def philox_kernel(out_ptr, key_ptr, N, E, Q, NORMAL: tl.constexpr, SAMPLES: tl.c
         c, d = normals(c, d)
     else:
         a, b, c, d = uniform(a), uniform(b), uniform(c), uniform(d)
-    row, inside = out_ptr + n.to(tl.int64) * E, (n < N) & (j < Q - first)
-    dtype = out_ptr.dtype.element_ty
-    tl.store(row + first + j, a.to(dtype), inside)
+    row, inside = out_ptr + n * E, (n < N) & (j < Q - first)
+    tl.store(row + first + j, a, inside)
     first += Q
-    tl.store(row + first + j, b.to(dtype), inside & (j < E - first))
+    tl.store(row + first + j, b, inside & (j < E - first))
     first += Q
-    tl.store(row + first + j, c.to(dtype), inside & (j < E - first))
+    tl.store(row + first + j, c, inside & (j < E - first))
     first += Q
-    tl.store(row + first + j, d.to(dtype), inside & (j < E - first))
+    tl.store(row + first + j, d, inside & (j < E - first))
 
 
 def tile(blocks: int) -> tuple[int, int]:

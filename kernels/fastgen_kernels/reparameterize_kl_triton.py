@@ -62,7 +62,7 @@ def forward_kernel(
 
             std = tl.exp(0.5 * logvar)
             word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, tl.exp(logvar)))
-            tl.store(z_ptr + out, (mu + std * eps).to(z_ptr.dtype.element_ty), inside)
+            tl.store(z_ptr + out, mu + std * eps, inside)
             if SUM:
                 kl += tl.where(inside, word, 0.0)
             else:
@@ -112,8 +112,8 @@ def backward_kernel(
             dmu += dkl * tl.load(mu_ptr + mu_at, inside, 0.0).to(COMPUTE)
             dlogvar += 0.5 * dkl * (exp_minus_1_minus(logvar, tl.exp(logvar)) + logvar)
         dlogvar = tl.where((given >= LOW) & (given <= HIGH), dlogvar, 0.0)
-        tl.store(dmu_ptr + out, dmu.to(dmu_ptr.dtype.element_ty), inside)
-        tl.store(dlogvar_ptr + out, dlogvar.to(dlogvar_ptr.dtype.element_ty), inside)
+        tl.store(dmu_ptr + out, dmu, inside)
+        tl.store(dlogvar_ptr + out, dlogvar, inside)
 
 
 def forward(
