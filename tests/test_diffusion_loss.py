@@ -3,6 +3,8 @@ import torch
 
 from fastgen.functional import diffusion_loss
 
+pytestmark = pytest.mark.usefixtures("path")
+
 KINDS = ["mse", "l1", "huber", "charbonnier"]
 SHAPES = [(3,), (3, 5), (2, 3, 7, 5), (2, 3, 2, 3, 5)]
 LAYOUTS = {

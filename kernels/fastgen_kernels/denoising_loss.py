@@ -5,11 +5,15 @@
 with the targets of q_sample and the kinds of diffusion_loss.
 """
 
+from typing import Any
+
 from torch import Tensor
 
-from fastgen_kernels.checks import check_choice, check_float, check_key, check_shape
+from fastgen_kernels.checks import check_choice, check_device, check_float, check_key, check_shape
 from fastgen_kernels.diffusion_loss import KINDS, Kind, diffusion_loss_reference
-from fastgen_kernels.layout import compute_dtype, per_sample
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import compute_dtype, empty_like, per_sample
+from fastgen_kernels.library import define
 from fastgen_kernels.philox import philox_normal
 from fastgen_kernels.q_sample import TARGETS, Target, as_signal, check_diffused, make_target
 
@@ -32,8 +36,9 @@ def denoising_loss(
     weight: (N,) float.
     kind: "mse", "l1", "huber" or "charbonnier", as in diffusion_loss.
 
-    The target stays in fp32 (fp64 for fp64 pred): the loss is bit for bit that of diffusion_loss with the target of
-    q_sample(..., dtype=torch.float32), and finer than with a target that was rounded to bf16.
+    The target stays in fp32 (fp64 for fp64 pred): the loss is that of diffusion_loss with the target of
+    q_sample(..., dtype=torch.float32), by the reference bit for bit, by the kernels but for the order of the sum; and finer
+    than with a target that was rounded to bf16.
 
     Raises TypeError for other dtypes, ValueError for shapes that differ, an unknown target or kind.
     """
@@ -42,8 +47,16 @@ def denoising_loss(
     check_shape("denoising_loss", x0.shape, "of x0", pred=pred)
     check_key("denoising_loss", key, x0.shape[0])
     check_shape("denoising_loss", x0.shape[:1], "(N,)", weight=weight)
+    check_device("denoising_loss", pred.device, "of pred", x0=x0, alpha=alpha, sigma=sigma, key=key, weight=weight)
     check_choice("denoising_loss", "target", target, TARGETS)
     check_choice("denoising_loss", "kind", kind, KINDS)
+
+    # The kernel has no gradient for what the target is made of.
+    if use_triton(pred) and not (x0.requires_grad or alpha.requires_grad or sigma.requires_grad):
+        if weight is not None and weight.requires_grad:  # its gradient is the mean, (N,), which autograd then keeps
+            mean = _denoising_loss(pred, x0, alpha, sigma, key, None, target, kind)
+            return mean * weight.to(mean.dtype)
+        return _denoising_loss(pred, x0, alpha, sigma, key, weight, target, kind)
     return denoising_loss_reference(pred, x0, alpha, sigma, key, weight, target, kind)
 
 
@@ -62,3 +75,48 @@ def denoising_loss_reference(
     alpha, sigma = per_sample(alpha.to(compute), x0), per_sample(sigma.to(compute), x0)
     made = make_target(target, as_signal(x0, compute), noise, alpha, sigma)
     return diffusion_loss_reference(pred, made, weight, kind)
+
+
+def _forward(*arguments: Any) -> Tensor:
+    from fastgen_kernels.denoising_loss_triton import forward
+
+    return forward(*arguments)
+
+
+def _backward(*arguments: Any) -> Tensor:
+    from fastgen_kernels.denoising_loss_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(pred: Tensor, *arguments: Any) -> Tensor:
+    return pred.new_empty(pred.shape[0], dtype=compute_dtype(pred.dtype))
+
+
+def _fake_backward(dloss: Tensor, pred: Tensor, *arguments: Any) -> Tensor:
+    return empty_like(pred)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.constants = inputs[6:]
+
+
+def _gradients(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    return _denoising_loss_backward(dloss, *ctx.saved_tensors, *ctx.constants), *(None,) * 7
+
+
+_denoising_loss_backward = define(
+    "denoising_loss_backward(Tensor dloss, Tensor pred, Tensor x0, Tensor alpha, Tensor sigma, Tensor key, Tensor? weight,"
+    " str target, str kind) -> Tensor",
+    _backward,
+    _fake_backward,
+)
+_denoising_loss = define(
+    "denoising_loss(Tensor pred, Tensor x0, Tensor alpha, Tensor sigma, Tensor key, Tensor? weight, str target, str kind)"
+    " -> Tensor",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)

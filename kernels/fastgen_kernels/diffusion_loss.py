@@ -6,13 +6,15 @@ kind "huber":      l(d) = d^2/2 where |d| < 1, |d| - 1/2 elsewhere
 kind "charbonnier" l(d) = sqrt(d^2 + 1e-6)      (Charbonnier et al., ICIP 1994, with epsilon = 1e-3)
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_choice, check_float, check_shape
-from fastgen_kernels.layout import compute_dtype, like
+from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import compute_dtype, empty_like, like
+from fastgen_kernels.library import define
 
 Kind = Literal["mse", "l1", "huber", "charbonnier"]
 KINDS = ("mse", "l1", "huber", "charbonnier")
@@ -31,7 +33,14 @@ def diffusion_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None, *
     check_batched("diffusion_loss", pred=pred)
     check_shape("diffusion_loss", pred.shape, "of pred", target=target)
     check_shape("diffusion_loss", pred.shape[:1], "(N,)", weight=weight)
+    check_device("diffusion_loss", pred.device, "of pred", target=target, weight=weight)
     check_choice("diffusion_loss", "kind", kind, KINDS)
+
+    if use_triton(pred):
+        if weight is not None and weight.requires_grad:  # its gradient is the mean, (N,), which autograd then keeps
+            mean = _diffusion_loss(pred, target, None, kind)
+            return mean * weight.to(mean.dtype)
+        return _diffusion_loss(pred, target, weight, kind)
     return diffusion_loss_reference(pred, target, weight, kind)
 
 
@@ -52,3 +61,50 @@ def elementwise_loss(pred: Tensor, target: Tensor, kind: Kind) -> Tensor:
     if kind == "huber":
         return F.huber_loss(pred, target, reduction="none")
     return ((pred - target).square() + CHARBONNIER_EPS).sqrt()
+
+
+def _forward(*arguments: Any) -> Tensor:
+    from fastgen_kernels.diffusion_loss_triton import forward
+
+    return forward(*arguments)
+
+
+def _backward(*arguments: Any) -> Tensor:
+    from fastgen_kernels.diffusion_loss_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(pred: Tensor, *arguments: Any) -> Tensor:
+    return pred.new_empty(pred.shape[0], dtype=compute_dtype(pred.dtype))
+
+
+def _fake_backward(dloss: Tensor, pred: Tensor, *arguments: Any) -> Tensor:
+    return empty_like(pred)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.kind = inputs[3]
+
+
+def _gradients(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    pred, target, weight = ctx.saved_tensors
+    # l(-d) = l(d): the two may change places.
+    dpred = _diffusion_loss_backward(dloss, pred, target, weight, ctx.kind) if ctx.needs_input_grad[0] else None
+    dtarget = _diffusion_loss_backward(dloss, target, pred, weight, ctx.kind) if ctx.needs_input_grad[1] else None
+    return dpred, dtarget, None, None
+
+
+_diffusion_loss_backward = define(
+    "diffusion_loss_backward(Tensor dloss, Tensor pred, Tensor target, Tensor? weight, str kind) -> Tensor",
+    _backward,
+    _fake_backward,
+)
+_diffusion_loss = define(
+    "diffusion_loss(Tensor pred, Tensor target, Tensor? weight, str kind) -> Tensor",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)
