@@ -1,6 +1,6 @@
 """Every kernel in every configuration that its launcher can pick, compiled ahead of time: no GPU is needed.
 
-    python -m benchmarks.aot [--cc 80 90 100 120] [--op NAME] [--main] [--json FILE]
+    python -m benchmarks.aot [--cc 80 90 100 120] [--op NAME] [--main] [--one] [--json FILE]
 
 It exits with 1 where something is wrong with a kernel, as `faults` lists it.
 """
@@ -192,11 +192,15 @@ def main(launches: list[Launch] = LAUNCHES, arguments: list[str] | None = None) 
     parser.add_argument("--cc", type=int, nargs="+", choices=SHARED, default=list(SHARED), help="compute capabilities")
     parser.add_argument("--op", choices=sorted({launch.op for launch in launches}), help="only this one")
     parser.add_argument("--main", action="store_true", help="only what training and sampling do")
+    parser.add_argument("--one", action="store_true", help="only the first configuration of each kernel")
     parser.add_argument("--json", type=Path, help="write the reports into this file")
     options = parser.parse_args(arguments)
 
     chosen = [x for x in launches if options.op in (None, x.op) and (x.main or not options.main)]
-    reports = compile_all([configuration for cc in options.cc for configuration in captured(chosen, cc)])
+    configurations = [configuration for cc in options.cc for configuration in captured(chosen, cc)]
+    if options.one:
+        configurations = list({(x.kernel, x.cc): x for x in reversed(configurations)}.values())[::-1]
+    reports = compile_all(configurations)
     print(*table(reports), sep="\n")
     if options.json:
         content = {"triton": triton.__version__, "reports": [dataclasses.asdict(report) for report in reports]}
