@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fastgen_kernels import philox_triton, reparameterize_kl_triton
+from fastgen_kernels import philox_triton, q_sample_triton, reparameterize_kl_triton, timestep_embedding_triton
 from fastgen_kernels.layout import compute_dtype, empty_like
 
 FP32, FP16, BF16, FP64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -109,6 +109,81 @@ _LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], list[Tensor]]] = {
 }
 
 
+def _q_sample() -> Iterator[Launch]:
+    """Noise drawn and given in every tile, layout and dtype; every target; data in uint8; odd and huge sizes. Backward what is
+    wanted of what there is. A lane has 8 elements side by side in the largest tile, 4 where the channels are taken by quarters."""
+    small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
+    layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last", "every second"))]
+    for (sizes, layout), draw in product(layouts, (True, False)):
+        wide = sizes == large and (layout == "contiguous" or (layout == "channels_last" and not draw))
+        lane = 8 if wide else 0 if sizes == small or layout == "every second" else 4
+        for dtype in (FP32, BF16, FP16, FP64):
+            yield _q_sample_forward(sizes, layout, dtype, dtype, "v", draw, lane, main=wide and dtype == BF16)
+        for dtype in (FP32, BF16):
+            yield _q_sample_forward(sizes, layout, torch.uint8, dtype, None, draw, lane, main=wide and draw)
+    for target, draw in product(("eps", "x0", "flow"), (True, False)):
+        yield _q_sample_forward(large, "contiguous", BF16, BF16, target, draw, lane=8)
+    for sizes in (small, medium, large):
+        yield _q_sample_forward(sizes, "unaligned", BF16, BF16, "flow", draw=True)
+    for sizes in ((5, 3), (3, 3, 5, 5), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
+        yield _q_sample_forward(sizes, "contiguous", torch.uint8, BF16, None, draw=True)
+
+    for given, wanted in product(((1, 0), (0, 1), (1, 1)), ((1, 0), (0, 1), (1, 1))):
+        yield _q_sample_backward(large, BF16, "v", given, wanted, lane=8, main=wanted == (1, 1))
+    for sizes, dtype in product((small, medium, large), (FP32, FP16)):
+        yield _q_sample_backward(sizes, dtype, "v", (1, 1), (1, 1), lane=8)
+    for target, dtype in product(("eps", "x0", "v", "flow"), (BF16, FP64)):
+        yield _q_sample_backward(large, dtype, target, (1, 1), (1, 1), lane=8)
+    for sizes in ((5, 3), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
+        yield _q_sample_backward(sizes, BF16, "flow", (1, 1), (1, 1))
+
+
+def _q_sample_forward(
+    sizes: tuple[int, ...], layout: str, clean: torch.dtype, dtype: torch.dtype, target: str | None, draw: bool, lane: int = 0,
+    main: bool = False,
+) -> Launch:  # fmt: skip
+    def run() -> None:
+        x0 = _laid_out(layout, sizes, clean)
+        eps, key = (None, _key(len(x0))) if draw else (empty_like(x0, dtype), None)
+        q_sample_triton.forward(x0, *torch.empty(2, len(x0)), eps, key, target, dtype)
+
+    name = f"forward {target} {'draw' if draw else 'eps'} {layout} {sizes} {_text(clean)} {_text(dtype)}"
+    return Launch("q_sample", name, run, _wide(["x0_ptr"], lane, clean) | _wide(["x_t_ptr"], lane, dtype), main)
+
+
+def _q_sample_backward(
+    sizes: tuple[int, ...], dtype: torch.dtype, target: str, given: tuple[int, int], wanted: tuple[int, int], lane: int = 0,
+    main: bool = False,
+) -> Launch:  # fmt: skip
+    """given: whether there are gradients of x_t and of the target; wanted: whether those of x0 and of the noise are."""
+
+    def run() -> None:
+        dx_t, dtarget = (torch.empty(sizes, dtype=dtype) if there else None for there in given)
+        dtypes = (dtype if want else None for want in wanted)
+        q_sample_triton.backward(dx_t, dtarget, *torch.empty(2, sizes[0]), target, *dtypes)
+
+    names = [name for name, there in zip(("dx_t", "dtarget", "dx0", "dnoise"), (*given, *wanted), strict=True) if there]
+    wide = _wide([f"{name}_ptr" for name in names], lane, dtype)
+    return Launch("q_sample", f"backward {target} {' '.join(names)} {sizes} {_text(dtype)}", run, wide, main)
+
+
+def _timestep_embedding() -> Iterator[Launch]:
+    for n, dim, main in ((128, 128, True), (7, 15, False), (512, 1024, False)):
+        run = partial(timestep_embedding_triton.timestep_embedding, torch.empty(n), dim, 10_000.0)
+        yield Launch("timestep_embedding", f"{n}x{dim}", run, _wide(["out_ptr"], 4 if main else 0, FP32), main)
+
+
+def _laid_out(layout: str, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    n, c, *s = sizes
+    if layout == "channels_last":
+        return torch.empty(n, *s, c, dtype=dtype).movedim(-1, 1)
+    if layout == "every second":
+        return torch.empty(*sizes[:-1], 2 * sizes[-1], dtype=dtype)[..., ::2]
+    if layout == "unaligned":
+        return torch.empty(1 + math.prod(sizes), dtype=dtype)[1:].view(sizes)
+    return torch.empty(sizes, dtype=dtype)
+
+
 def _wide(pointers: list[str], lane: int, dtype: torch.dtype) -> dict[str, int]:
     """Accesses of as many elements as a lane has side by side, 16 bytes at the most."""
     return dict.fromkeys(pointers, min(16, lane * dtype.itemsize)) if lane else {}
@@ -122,4 +197,4 @@ def _text(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-LAUNCHES = [*_philox(), *_reparameterize_kl()]
+LAUNCHES = [*_philox(), *_reparameterize_kl(), *_q_sample(), *_timestep_embedding()]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgen.functional import noise_key, philox_normal, reparameterize_kl
+from fastgen.functional import noise_key, philox_normal, q_sample, reparameterize_kl, timestep_embedding
+from fastgen_kernels.timestep_embedding import timestep_embedding_reference
 
 Outputs = tuple[Tensor, ...]
 
@@ -72,15 +73,74 @@ def _reparameterize_kl(name: str, shape: tuple[int, ...], dtype: torch.dtype, *,
     )
 
 
+def _q_sample(
+    name: str, shape: tuple[int, ...], clean: torch.dtype, dtype: torch.dtype, *, target: str | None = None, draw: bool = True,
+    gradient: bool = False,
+) -> Case:  # fmt: skip
+    """Data of dtype `clean` noised into `dtype`; draw: with noise from a key."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        x0 = torch.randn(shape, device=device).mul(64).add(128).clamp(0, 255).to(clean)
+        alpha, sigma = torch.rand(2, shape[0], device=device)
+        noise = noise_key(0, samples=shape[0], device=device) if draw else torch.randn(shape, dtype=dtype, device=device)
+        return x0.requires_grad_(gradient), alpha, sigma, noise
+
+    def ours(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor) -> Outputs:
+        given = {"key": noise} if draw else {"noise": noise}
+        made = q_sample(x0, alpha, sigma, target=target, dtype=dtype, **given)
+        return made if isinstance(made, tuple) else (made,)
+
+    def eager(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor) -> Outputs:
+        x0 = x0.float() / 127.5 - 1 if clean == torch.uint8 else x0
+        noise = torch.randn_like(x0) if draw else noise
+        alpha, sigma = (c.view(-1, *[1] * (x0.dim() - 1)) for c in (alpha, sigma))
+        x_t = (alpha * x0 + sigma * noise).to(dtype)
+        if target is None:
+            return (x_t,)
+        made = noise if target == "eps" else noise - x0 if target == "flow" else alpha * noise - sigma * x0
+        return x_t, made.to(dtype)
+
+    of_clean, of_noised = (_elements(shape) * x.itemsize for x in (clean, dtype))
+    options = f"{f', target {target}' if target else ''}{'' if draw else ', noise given'}"
+    return Case(
+        "q_sample",
+        f"{name} {_text(shape, clean)} to {_name(dtype)}{options}",
+        inputs,
+        ours,
+        eager,
+        forward=of_clean + of_noised * (1 + (target is not None) + (not draw)),
+        backward=of_clean + of_noised * (1 + (target is not None)) if gradient else None,
+        normals=_elements(shape) if draw else 0,
+    )
+
+
 def _elements(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
 def _text(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    return f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+    return f"{'x'.join(map(str, shape))} {_name(dtype)}"
 
 
-FP32, BF16 = torch.float32, torch.bfloat16
+def _timestep_embedding(name: str, n: int, dim: int) -> Case:
+    def eager(t: Tensor) -> Outputs:
+        return (timestep_embedding_reference(t, dim, 10_000.0),)
+
+    return Case(
+        "timestep_embedding",
+        f"{name} {n}x{dim}",
+        lambda device: (torch.rand(n, device=device),),
+        lambda t: (timestep_embedding(t, dim),),
+        eager,
+        forward=n * (dim + 1) * 4,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+UINT8, FP32, BF16 = torch.uint8, torch.float32, torch.bfloat16
 CASES = [
     _philox_normal("CIFAR batch", (128, 3, 32, 32), FP32),
     _philox_normal("latents", (32, 4, 64, 64), BF16),
@@ -94,4 +154,15 @@ CASES = [
     _reparameterize_kl("many latents", (2048, 16, 64, 64), BF16),
     _reparameterize_kl("many latents", (2048, 16, 64, 64), BF16, channels_last=True),
     _reparameterize_kl("one huge sample", (1, 16, 512, 512), FP32),
+    _q_sample("CIFAR", (64, 3, 32, 32), UINT8, BF16),
+    _q_sample("CIFAR", (64, 3, 32, 32), FP32, FP32, target="v", draw=False),
+    _q_sample("latents", (8, 4, 64, 64), FP32, FP32, target="flow", gradient=True),
+    _q_sample("CIFAR", (512, 3, 32, 32), UINT8, BF16),
+    _q_sample("64²", (256, 3, 64, 64), UINT8, BF16),
+    _q_sample("64²", (256, 3, 64, 64), UINT8, FP32, target="flow"),
+    _q_sample("SD latents", (64, 4, 64, 64), BF16, BF16, target="eps"),
+    _q_sample("many latents", (1024, 16, 64, 64), FP32, FP32),
+    _q_sample("many latents", (1024, 16, 64, 64), FP32, FP32, target="v", draw=False),
+    _timestep_embedding("UNet batch", 128, 128),
+    _timestep_embedding("UNet batch", 512, 512),
 ]

@@ -12,6 +12,7 @@ from fastgen_kernels.philox import at, fresh_key, noise_key, philox_normal, phil
 from fastgen_kernels.q_sample import q_sample
 from fastgen_kernels.reparameterize_kl import reparameterize_kl
 from fastgen_kernels.sampler_step import sampler_step
+from fastgen_kernels.timestep_embedding import timestep_embedding
 from fastgen_kernels.to_x0 import to_x0
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "q_sample",
     "reparameterize_kl",
     "sampler_step",
+    "timestep_embedding",
     "to_x0",
 ]

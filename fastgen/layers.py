@@ -1,6 +1,5 @@
 """The blocks that the models are built of. N batch, C channels, *S spatial, D width of an embedding."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,15 +19,6 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Cosines and sines of 1000·t at `dim`/2 geometric frequencies each (DDPM, arXiv:2006.11239, appendix B): t (N,), in [0, 1],
-    to (N, dim) fp32."""
-    half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angle = 1000 * t.float()[:, None] * max_period**-exponent
-    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:

@@ -2,6 +2,7 @@
 interprets kernels."""
 
 import os
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -11,6 +12,13 @@ torch.set_num_threads(1)
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`pytest -m gpu` passes by files without such tests: it needs torch, Triton, numpy and pytest, and nothing else."""
+    if config.option.markexpr == "gpu" and collection_path.name.startswith("test_"):
+        return re.search(r'mark\.(gpu|kernels)|"path"', collection_path.read_text()) is None or None
+    return None
 
 
 def pytest_collection_modifyitems(items):

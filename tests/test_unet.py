@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fastgen import DiffusionModel, UNet
-from fastgen.layers import patchify, timestep_embedding, unpatchify
+from fastgen.layers import patchify, unpatchify
 
 
 def small(**options):
@@ -152,14 +152,6 @@ def test_patchify_is_undone(shape):
 def test_patches_hold_neighbours():
     x = torch.arange(8.0).view(1, 1, 8)
     assert torch.equal(patchify(x, 2), torch.tensor([[[0.0, 2, 4, 6], [1, 3, 5, 7]]]))
-
-
-def test_timestep_embedding_in_fp64():
-    t = torch.tensor([0.0, 0.1, 1.0])
-    frequencies = 10_000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
-    angle = 1000 * t.double()[:, None] * frequencies
-    torch.testing.assert_close(timestep_embedding(t, 8).double(), torch.cat([angle.cos(), angle.sin()], 1), rtol=0, atol=1e-4)
-    assert timestep_embedding(t, 7).shape == (3, 7)
 
 
 def test_diffusion_model_is_the_textbooks():

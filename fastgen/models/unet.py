@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastgen.functional import timestep_embedding
 from fastgen.layers import (
     CrossAttention,
     GroupNorm,
@@ -12,7 +13,6 @@ from fastgen.layers import (
     Upsample,
     conv,
     patchify,
-    timestep_embedding,
     unpatchify,
     zero_init,
 )

@@ -45,14 +45,19 @@ def normals(a, b):
     # theta = (q + y) pi/2 with q the nearest integer.
     turn = b.to(tl.int32, bitcast=True).to(tl.float32) * 9.313225746154785e-10
     q = tl.floor(turn + 0.5)
-    y = turn - q
+    cos, sin = cos_sin(q.to(tl.int32), turn - q)
+    return r * cos, r * sin
+
+
+@triton.jit
+def cos_sin(q, y):
+    """Of (q + y) pi/2, for integers q and |y| <= 1/2."""
     t = y * y
     s = y * (1.5707963217001215 + t * (-0.6459634594640162 + t * (0.07968002266873261 - t * 0.004601625899316398)))
     c = 1.0 + t * (-1.2337005493549 + t * (0.25366940894579837 + t * (-0.020861513027152206 + t * 0.0009066983153809484)))
-    quadrant = q.to(tl.int32)
-    odd = (quadrant & 1) != 0
+    odd = (q & 1) != 0
     cos, sin = tl.where(odd, s, c), tl.where(odd, c, s)
-    return r * tl.where(((quadrant + 1) & 2) != 0, -cos, cos), r * tl.where((quadrant & 2) != 0, -sin, sin)
+    return tl.where(((q + 1) & 2) != 0, -cos, cos), tl.where((q & 2) != 0, -sin, sin)
 
 
 @triton.jit

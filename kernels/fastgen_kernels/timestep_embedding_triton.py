@@ -1,0 +1,42 @@
+"""The kernel of timestep_embedding.py. Frequencies and angles, of which there are few, are in fp64: an angle of 1000 in fp32 has
+lost four digits of its sine."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgen_kernels.philox_triton import cos_sin
+
+
+@triton.jit
+def embedding_kernel(
+    out_ptr, t_ptr, t_stride, N, D, HALF, OCTAVES: tl.constexpr, SPEED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """SPEED: quarter turns of the fastest wave for t = 1. OCTAVES: between it and the slowest."""
+    n = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    i = tl.arange(0, COLUMNS)[None, :]
+    t = tl.load(t_ptr + n * t_stride, n < N, 0.0).to(tl.float64)
+    quarters = t * SPEED * tl.exp2(-OCTAVES * (i.to(tl.float64) / HALF))
+    q = tl.floor(quarters + 0.5)
+    cos, sin = cos_sin(q.to(tl.int32), (quarters - q).to(tl.float32))
+    row = out_ptr + n * D
+    tl.store(row + i, cos, (n < N) & (i < HALF))
+    tl.store(row + HALF + i, sin, (n < N) & (i < HALF))
+    tl.store(row + 2 * HALF + i, tl.zeros((ROWS, COLUMNS), tl.float32), (n < N) & (2 * HALF + i < D))
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float) -> Tensor:
+    out = torch.empty((len(t), dim), dtype=torch.float32, device=t.device)
+    if len(t) == 0:
+        return out
+    columns = triton.next_power_of_2(dim // 2)
+    rows = max(1, 512 // columns)
+    with torch.cuda.device_of(t):
+        embedding_kernel[(triton.cdiv(len(t), rows),)](
+            out, t, t.stride(0), len(t), dim, dim // 2,
+            OCTAVES=math.log2(max_period), SPEED=2000 / math.pi, ROWS=rows, COLUMNS=columns,
+        )  # fmt: skip
+    return out
