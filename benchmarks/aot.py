@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import triton
@@ -42,27 +42,38 @@ class Report:
     launch: str
     kernel: str
     arguments: dict[str, str]  # types, and the values of constants
-    warps: int
-    registers: int
-    spills: int  # bytes
-    stack: int  # bytes, spills and local arrays together
-    local: int  # bytes of local arrays
-    shared: int  # bytes
-    tensor_memory: int  # columns
-    loads: Widths  # "?" stands for addresses that come from no argument
-    stores: Widths
-    tensor_core: list[str]
     faults: list[str]
+    warps: int = 0
+    registers: int = 0
+    spills: int = 0  # bytes
+    stack: int = 0  # bytes, spills and local arrays together
+    local: int = 0  # bytes of local arrays
+    shared: int = 0  # bytes
+    tensor_memory: int = 0  # columns
+    loads: Widths = field(default_factory=dict)  # "?" stands for addresses that come from no argument
+    stores: Widths = field(default_factory=dict)
+    tensor_core: list[str] = field(default_factory=list)
 
 
 def compiled(configuration: Configuration) -> Report:
     """Compiles a configuration and looks at what came out."""
     driver.set_active(Target(configuration.cc))
     kernel, record = pkgutil.resolve_name(configuration.kernel), json.loads(configuration.record)
+    report = Report(
+        cc=configuration.cc,
+        op=configuration.op,
+        launch=configuration.launch,
+        kernel=kernel.__name__,
+        arguments=_arguments(record),
+        faults=[],
+    )
     log = io.StringIO()
     with triton.knobs.nvidia.scope(), contextlib.redirect_stdout(log):
         triton.knobs.nvidia.dump_ptxas_log = True
-        binary = kernel.preload(configuration.record)
+        try:
+            binary = kernel.preload(configuration.record)
+        except Exception as error:  # of whatever stage: one kernel that does not compile keeps no other from being looked at
+            return dataclasses.replace(report, faults=[f"does not compile: {str(error).strip().splitlines()[-1]}"])
 
     ptx, metadata = binary.asm["ptx"], binary.metadata
     parameters = [x for x in _flat(record["signature"]) if x[1] != "constexpr"]
@@ -72,12 +83,8 @@ def compiled(configuration: Configuration) -> Report:
         name = "|".join(sorted(parameters[i][0] for i in access.arguments)) or "?"
         counts = widths[access.kind].setdefault(name, {})
         counts[access.width] = counts.get(access.width, 0) + 1
-    report = Report(
-        cc=configuration.cc,
-        op=configuration.op,
-        launch=configuration.launch,
-        kernel=kernel.__name__,
-        arguments=_arguments(record),
+    report = dataclasses.replace(
+        report,
         warps=metadata.num_warps,
         registers=_number(r"Used (\d+) registers", log),
         spills=_number(r"(\d+) bytes spill stores", log) + _number(r"(\d+) bytes spill loads", log),
@@ -88,7 +95,6 @@ def compiled(configuration: Configuration) -> Report:
         loads=widths["load"],
         stores=widths["store"] | widths["atomic"],
         tensor_core=tensor_core(ptx),
-        faults=[],
     )
     return dataclasses.replace(report, faults=faults(report, binary.asm["ttir"], configuration.wide))
 

@@ -40,6 +40,12 @@ def product(out_ptr, a_ptr, b_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.const
     tl.store(out_ptr + m * N + n, tl.dot(a, b))
 
 
+@triton.jit
+def misspelt(out_ptr, x_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.lode(x_ptr + i))
+
+
 def elementwise(name, kernel, *arguments, block=1024, wide=16, **options):
     x = torch.empty(65536)
     out = torch.empty_like(x)
@@ -66,6 +72,7 @@ TOYS = [
     elementwise("clean", centred),
     elementwise("local memory", cosine),
     elementwise("spills", centred, block=8192, num_warps=1),
+    elementwise("does not compile", misspelt),
     elementwise("narrow", strided, 3),
     elementwise("wide", strided, 1),
     matrices("dot", 64, 64, out_ptr=16, a_ptr=16, b_ptr=16),

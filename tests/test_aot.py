@@ -78,6 +78,7 @@ def toys(tmp_path_factory):
         ("dot", []),
         ("local memory", ["local", "stack", "loads of ?"]),
         ("spills", ["spills", "stack"]),
+        ("does not compile", ["does not compile: AttributeError"]),
         ("narrow", ["loads of x_ptr: 4 bytes, 16 are possible"]),
         ("small dot", ["fp16 or bf16 dot without"]),
     ],
