@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastgen import streams
 from fastgen.diffusion import Diffusion
 from fastgen.errors import lookup
-from fastgen.functional import at, diffusion_loss, fresh_key, philox_normal, philox_uniform, q_sample
+from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
 from fastgen.models.vae import VariationalAutoencoder
 from fastgen_kernels.diffusion_loss import Kind
 
@@ -59,14 +59,14 @@ class DiffusionObjective(nn.Module):
         t = TIMES[self.times](at(key, stream=streams.TIME), self.strata)
         label, context = self._drop(label, context, key)
 
-        schedule = self.diffusion.schedule
-        x_t, target = q_sample(
-            x0, schedule.alpha(t), schedule.sigma(t), key=at(key, stream=streams.NOISE), target=self.diffusion.prediction
-        )
+        alpha, sigma = self.diffusion.schedule.alpha(t), self.diffusion.schedule.sigma(t)
+        noise = at(key, stream=streams.NOISE)  # its key: what is drawn from it for x_t is drawn again for the loss
+        x_t = q_sample(x0, alpha, sigma, key=noise, target=None)
         c_in = self.diffusion.preconditioning(t).c_in
         if c_in is not None:
             x_t = x_t * c_in.view(-1, *[1] * (x_t.dim() - 1))
-        return diffusion_loss(self.net(x_t, t, label, context), target, self.diffusion.weight(t), kind=self.loss)
+        pred, weight = self.net(x_t, t, label, context), self.diffusion.weight(t)
+        return denoising_loss(pred, x0, alpha, sigma, noise, weight, target=self.diffusion.prediction, kind=self.loss)
 
     def _drop(self, label: Tensor | None, context: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.label_dropout == 0 or (label is None and context is None):
