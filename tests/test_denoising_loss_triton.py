@@ -278,8 +278,8 @@ def test_inductor():
 
 
 def test_training_follows_the_references_loss(tmp_path, monkeypatch):
-    """`fastgen train mnist --steps 3 --batch-size 8 --log-every 1 --precision fp32`, but for the look at the held-out images at the
-    end: they are thousands."""
+    """`fastgen train mnist --steps 3 --batch-size 8 --log-every 1 --precision fp32`, but for the held-out images at the end,
+    which are thousands."""
     monkeypatch.setattr("fastgen.train.Preview", lambda *settings: lambda step: {})
     config = dataclasses.replace(PRESETS["mnist"], steps=3, batch_size=8, log_every=1, precision="fp32")
     losses = []
