@@ -56,9 +56,9 @@ def forward_kernel(
             out = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
             mu_at = n * mu_strides[0] + offsets(w, first, j, C, S, Q, mu_strides, FLAT, QUARTERS)
             logvar_at = n * logvar_strides[0] + offsets(w, first, j, C, S, Q, logvar_strides, FLAT, QUARTERS)
-            mu = tl.load(mu_ptr + mu_at, inside, 0.0).to(COMPUTE)
-            logvar = clamped(tl.load(logvar_ptr + logvar_at, inside, 0.0).to(COMPUTE), LOW, HIGH)
-            eps = normal[w].to(COMPUTE) if DRAW else tl.load(eps_ptr + out, inside, 0.0).to(COMPUTE)
+            mu = tl.load(mu_ptr + mu_at, inside).to(COMPUTE)
+            logvar = clamped(tl.load(logvar_ptr + logvar_at, inside).to(COMPUTE), LOW, HIGH)
+            eps = normal[w] if DRAW else tl.load(eps_ptr + out, inside).to(COMPUTE)
 
             std = tl.exp(0.5 * logvar)
             word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, tl.exp(logvar)))
@@ -89,27 +89,27 @@ def backward_kernel(
     if HAS_DZ and DRAW:
         normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
     if HAS_DKL and SUM:
-        dkl = tl.load(dkl_ptr + n * dkl_stride, n < N, 0.0).to(COMPUTE)
+        dkl = tl.load(dkl_ptr + n * dkl_stride, n < N)
     for w in tl.static_range(4):
         inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
         out = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
         mu_at = n * mu_strides[0] + offsets(w, first, j, C, S, Q, mu_strides, FLAT, QUARTERS)
         logvar_at = n * logvar_strides[0] + offsets(w, first, j, C, S, Q, logvar_strides, FLAT, QUARTERS)
-        given = tl.load(logvar_ptr + logvar_at, inside, 0.0).to(COMPUTE)
+        given = tl.load(logvar_ptr + logvar_at, inside).to(COMPUTE)
         logvar = clamped(given, LOW, HIGH)
         std = tl.exp(0.5 * logvar)
 
         dmu = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
         dlogvar = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
         if HAS_DZ:
-            dz = tl.load(dz_ptr + out, inside, 0.0).to(COMPUTE)
-            eps = normal[w].to(COMPUTE) if DRAW else tl.load(eps_ptr + out, inside, 0.0).to(COMPUTE)
+            dz = tl.load(dz_ptr + out, inside).to(COMPUTE)
+            eps = normal[w] if DRAW else tl.load(eps_ptr + out, inside).to(COMPUTE)
             dmu += dz
             dlogvar += 0.5 * dz * eps * std
         if HAS_DKL:
             if not SUM:
-                dkl = tl.load(dkl_ptr + out, inside, 0.0).to(COMPUTE)
-            dmu += dkl * tl.load(mu_ptr + mu_at, inside, 0.0).to(COMPUTE)
+                dkl = tl.load(dkl_ptr + out, inside)
+            dmu += dkl * tl.load(mu_ptr + mu_at, inside).to(COMPUTE)
             dlogvar += 0.5 * dkl * (exp_minus_1_minus(logvar, tl.exp(logvar)) + logvar)
         dlogvar = tl.where((given >= LOW) & (given <= HIGH), dlogvar, 0.0)
         tl.store(dmu_ptr + out, dmu, inside)
@@ -124,7 +124,7 @@ def forward(
     if mu.numel() == 0:
         return z, empty_like(mu, compute) if per_element else mu.new_zeros(n, dtype=compute)
     arguments, constants, tiles = plan(mu, logvar, eps, key, z, low, high, per_element)
-    parts = 1 if per_element else splits(n, tiles)
+    parts = splits(n, tiles)
     kl = empty_like(mu, compute) if per_element else mu.new_empty((n, parts), dtype=compute)
     grid = triton.cdiv(n, constants["SAMPLES"]), parts
     with torch.cuda.device_of(mu):
