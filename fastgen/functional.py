@@ -10,6 +10,7 @@ from fastgen_kernels.diffusion_loss import diffusion_loss
 from fastgen_kernels.group_norm import group_norm
 from fastgen_kernels.philox import at, fresh_key, noise_key, philox_normal, philox_uniform
 from fastgen_kernels.q_sample import q_sample
+from fastgen_kernels.reconstruction_nll import reconstruction_nll
 from fastgen_kernels.reparameterize_kl import reparameterize_kl
 from fastgen_kernels.sampler_step import sampler_step
 from fastgen_kernels.timestep_embedding import timestep_embedding
@@ -27,6 +28,7 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "q_sample",
+    "reconstruction_nll",
     "reparameterize_kl",
     "sampler_step",
     "timestep_embedding",

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from fastgen.layers import GroupNorm, ResBlock, Upsample, conv
 from fastgen.models.vae import VariationalAutoencoder, unit_range
+from fastgen_kernels.reconstruction_nll import Likelihood
 
 
 class ConvVAE(VariationalAutoencoder):
@@ -23,7 +24,7 @@ class ConvVAE(VariationalAutoencoder):
         multipliers: tuple[int, ...] = (1, 2, 2),
         blocks: int = 1,
         groups: int = 8,
-        likelihood: str = "bernoulli",
+        likelihood: Likelihood = "bernoulli",
         std: float = 1.0,
     ):
         super().__init__(likelihood=likelihood, std=std)

@@ -3,13 +3,11 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen import streams
-from fastgen.functional import at, fresh_key, philox_normal, reparameterize_kl
-
-LIKELIHOODS = ("bernoulli", "gaussian")
+from fastgen.functional import at, fresh_key, philox_normal, reconstruction_nll, reparameterize_kl
+from fastgen_kernels.reconstruction_nll import LIKELIHOODS, Likelihood
 
 
 class VariationalAutoencoder(nn.Module):
@@ -24,7 +22,7 @@ class VariationalAutoencoder(nn.Module):
 
     latent_dim: int
 
-    def __init__(self, *, likelihood: str = "bernoulli", std: float = 1.0):
+    def __init__(self, *, likelihood: Likelihood = "bernoulli", std: float = 1.0):
         super().__init__()
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood: expected one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
@@ -88,12 +86,9 @@ class VariationalAutoencoder(nn.Module):
         return self.decode(philox_normal((n, self.latent_dim), at(key, stream=streams.START)))
 
     def _log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z), summed over the image: (N,) fp32."""
-        logits, target = self.decode_logits(z).flatten(1).float(), unit_range(x).flatten(1).float()
-        if self.likelihood == "bernoulli":
-            return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
-        constant = math.log(self.std) + 0.5 * math.log(2 * math.pi)
-        return (-0.5 * ((target - logits.sigmoid()) / self.std) ** 2 - constant).sum(1)
+        """log p(x | z), summed over the image: (N,) fp32, fp64 for fp64 logits."""
+        logits = self.decode_logits(z)
+        return -reconstruction_nll(logits, x.reshape(logits.shape), likelihood=self.likelihood, std=self.std)
 
 
 class VAE(VariationalAutoencoder):
@@ -102,7 +97,7 @@ class VAE(VariationalAutoencoder):
     x: (N, input_dim), or images of input_dim values in all. Images come back flat: (N, input_dim).
     """
 
-    def __init__(self, input_dim: int, latent_dim: int, *, likelihood: str = "bernoulli", std: float = 1.0):
+    def __init__(self, input_dim: int, latent_dim: int, *, likelihood: Likelihood = "bernoulli", std: float = 1.0):
         super().__init__(likelihood=likelihood, std=std)
         self.input_dim, self.latent_dim = input_dim, latent_dim
         self.encoder = nn.Sequential(
