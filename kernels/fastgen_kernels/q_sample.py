@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_key, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.layout import compute_dtype, empty_like, like, per_sample
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like, per_sample
 from fastgen_kernels.library import define
 from fastgen_kernels.philox import fresh_key, philox_normal
 
@@ -161,18 +161,27 @@ def _fake_backward(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x0, alpha, sigma, noise, _, ctx.target, _ = inputs
     ctx.save_for_backward(alpha, sigma)
+    ctx.channels_last = channels_last(x0)
     ctx.dtypes = x0.dtype, None if noise is None else noise.dtype
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dx_t: Tensor | None, dtarget: Tensor | None) -> tuple[Tensor | None, ...]:
+    if ctx.target is None:
+        dtarget = None  # of no elements
     if dx_t is None and dtarget is None:
         return (None,) * 7
+    dx_t, dtarget = (None if grad is None else laid_out(grad, ctx.channels_last) for grad in (dx_t, dtarget))
     needed = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
     dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
     grads = _q_sample_backward(dx_t, dtarget, *ctx.saved_tensors, ctx.target, *dtypes)
     dx0, dnoise = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return dx0, None, None, dnoise, None, None, None
+
+
+def laid_out(grad: Tensor, channels_last: bool) -> Tensor:
+    """A gradient as the forward pass laid its results out, and so its own, however it arrives."""
+    return grad.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else grad.contiguous()
 
 
 _q_sample_backward = define(

@@ -121,14 +121,14 @@ def forward(
     if key is None and channels_last(x_t):
         clean, out = clean.mT, out.mT  # in the order of memory, where nothing is drawn in the logical one
     compute = compute_dtype(x0.dtype, dtype)
-    # In fp64 1024 blocks spill.
-    sizes, constants, tiles = cover(out, clean, most=256 if compute == torch.float64 else 1024)
+    wide = compute == torch.float64  # 4 warps would spill, as would 1024 blocks
+    sizes, constants, tiles = cover(out, clean, most=512 if wide else 1024)
     grid = (triton.cdiv(len(x0), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(x0):
         forward_kernel[grid](
             clean, clean.stride(), alpha, alpha.stride(0), sigma, sigma.stride(0), None if eps is None else like(eps, x_t),
             None if key is None else key.contiguous(), x_t, made, out.stride(), **sizes,
-            TARGET=target, COMPUTE=TRITON_DTYPE[compute], **constants,
+            TARGET=target, COMPUTE=TRITON_DTYPE[compute], **constants, num_warps=8 if wide else 4,
         )  # fmt: skip
     return x_t, made
 

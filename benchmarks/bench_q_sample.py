@@ -1,0 +1,15 @@
+"""q_sample beside the sequence of PyTorch operations, which draws its noise from torch's generator."""
+
+import pytest
+
+from benchmarks.ops import cases
+
+
+@pytest.mark.parametrize("case", cases("q_sample"), ids=lambda case: case.shape)
+def test_forward(measured, case):
+    measured(case, "forward", {})
+
+
+@pytest.mark.parametrize("case", [case for case in cases("q_sample") if case.backward], ids=lambda case: case.shape)
+def test_backward(measured, case):
+    measured(case, "backward", {})
