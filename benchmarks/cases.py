@@ -4,9 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen.functional import noise_key, philox_normal, q_sample, reparameterize_kl, timestep_embedding
+from fastgen.functional import (
+    denoising_loss,
+    diffusion_loss,
+    noise_key,
+    philox_normal,
+    q_sample,
+    reparameterize_kl,
+    timestep_embedding,
+)
+from fastgen_kernels.q_sample import Target
 from fastgen_kernels.timestep_embedding import timestep_embedding_reference
 
 Outputs = tuple[Tensor, ...]
@@ -114,6 +124,64 @@ def _q_sample(
     )
 
 
+def _diffusion_loss(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, channels_last: bool = False) -> Case:
+    """A prediction and a target of one dtype; eager computes in fp32 as ours does."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        pred, target = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
+        if channels_last:
+            pred, target = (x.contiguous(memory_format=torch.channels_last) for x in (pred, target))
+        return pred.requires_grad_(), target, torch.rand(shape[0], device=device)
+
+    def eager(pred: Tensor, target: Tensor, weight: Tensor) -> Outputs:
+        loss = F.mse_loss(pred.float(), target.float(), reduction="none")
+        return (loss.mean(tuple(range(1, loss.dim()))) * weight,)
+
+    bytes_of_one = _elements(shape) * dtype.itemsize
+    return Case(
+        "diffusion_loss",
+        f"{name} {_text(shape, dtype)}{' channels_last' if channels_last else ''}",
+        inputs,
+        lambda pred, target, weight: (diffusion_loss(pred, target, weight),),
+        eager,
+        forward=2 * bytes_of_one,
+        backward=3 * bytes_of_one,
+    )
+
+
+def _denoising_loss(name: str, shape: tuple[int, ...], clean: torch.dtype, dtype: torch.dtype, target: Target) -> Case:
+    """The prediction, of dtype `dtype`, of a target made from data of dtype `clean` and noise, which eager draws once."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        pred = torch.randn(shape, dtype=dtype, device=device).requires_grad_()
+        x0 = torch.randn(shape, device=device).mul(64).add(128).clamp(0, 255).to(clean)
+        return pred, x0, *torch.rand(3, shape[0], device=device), noise_key(0, samples=shape[0], device=device)
+
+    def ours(pred: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, weight: Tensor, key: Tensor) -> Outputs:
+        return (denoising_loss(pred, x0, alpha, sigma, key, weight, target=target),)
+
+    def eager(pred: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, weight: Tensor, key: Tensor) -> Outputs:
+        x0 = x0.float() / 127.5 - 1 if clean == torch.uint8 else x0.float()
+        noise = torch.randn_like(x0)
+        alpha, sigma = (c.view(-1, *[1] * (x0.dim() - 1)) for c in (alpha, sigma))
+        made = noise if target == "eps" else noise - x0 if target == "flow" else alpha * noise - sigma * x0
+        loss = F.mse_loss(pred.float(), made, reduction="none")
+        return (loss.mean(tuple(range(1, loss.dim()))) * weight,)
+
+    of_pred, of_clean = (_elements(shape) * x.itemsize for x in (dtype, clean))
+    of_clean = 0 if target == "eps" else of_clean
+    return Case(
+        "denoising_loss",
+        f"{name} {_text(shape, clean)} to {_name(dtype)}, target {target}",
+        inputs,
+        ours,
+        eager,
+        forward=of_pred + of_clean,
+        backward=2 * of_pred + of_clean,
+        normals=_elements(shape),
+    )
+
+
 def _elements(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
@@ -163,6 +231,19 @@ CASES = [
     _q_sample("SD latents", (64, 4, 64, 64), BF16, BF16, target="eps"),
     _q_sample("many latents", (1024, 16, 64, 64), FP32, FP32),
     _q_sample("many latents", (1024, 16, 64, 64), FP32, FP32, target="v", draw=False),
+    _diffusion_loss("CIFAR", (64, 3, 32, 32), FP32),
+    _diffusion_loss("latents", (8, 4, 64, 64), BF16, channels_last=True),
+    _diffusion_loss("CIFAR", (512, 3, 32, 32), BF16),
+    _diffusion_loss("64²", (256, 3, 64, 64), BF16, channels_last=True),
+    _diffusion_loss("SD latents", (64, 4, 64, 64), BF16),
+    _diffusion_loss("many latents", (1024, 16, 64, 64), FP32),
+    _diffusion_loss("many latents", (1024, 16, 64, 64), BF16),
+    _denoising_loss("CIFAR", (64, 3, 32, 32), UINT8, BF16, "flow"),
+    _denoising_loss("latents", (8, 4, 64, 64), FP32, FP32, "v"),
+    _denoising_loss("CIFAR", (512, 3, 32, 32), UINT8, BF16, "flow"),
+    _denoising_loss("64²", (256, 3, 64, 64), UINT8, BF16, "v"),
+    _denoising_loss("SD latents", (64, 4, 64, 64), BF16, BF16, "v"),
+    _denoising_loss("many latents", (1024, 16, 64, 64), BF16, BF16, "flow"),
     _timestep_embedding("UNet batch", 128, 128),
     _timestep_embedding("UNet batch", 512, 512),
 ]
