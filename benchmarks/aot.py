@@ -163,7 +163,9 @@ def _flat(signature: dict) -> Iterator[tuple[str, str]]:
 
 def _arguments(record: dict) -> dict[str, str]:
     """Types of the arguments with what is known of their divisibility, values of the constants."""
-    constants, attributes = ({tuple(k): v for k, v in zip(*pair, strict=True)} for pair in _pairs(record))
+    constants, attributes = (
+        dict(zip(map(tuple, record[f"{name}_keys"]), record[f"{name}_vals"], strict=True)) for name in ("constant", "attrs")
+    )
     paths = [
         (i, *path)
         for i, type in enumerate(record["signature"].values())
@@ -173,11 +175,6 @@ def _arguments(record: dict) -> dict[str, str]:
         name: str(constants[path]) if type == "constexpr" else f"{type}{':16' if attributes.get(path) else ''}"
         for (name, type), path in zip(_flat(record["signature"]), paths, strict=True)
     }
-
-
-def _pairs(record: dict) -> Iterator[tuple[list, list]]:
-    yield record["constant_keys"], record["constant_vals"]
-    yield record["attrs_keys"], record["attrs_vals"]
 
 
 def _number(pattern: str, log: io.StringIO) -> int:
