@@ -161,6 +161,7 @@ def test_coefficients_of_any_stride():
         assert_as_accurate(op, reference, pred, x0, alpha, sigma, key, weight, gradients="sliced")
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("parts", [2, 3])
 def test_large_samples_are_summed_in_parts(monkeypatch, parts):
     monkeypatch.setattr("fastgen_kernels.denoising_loss_triton.splits", lambda n, tiles: parts)
