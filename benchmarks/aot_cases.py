@@ -14,6 +14,7 @@ from fastgen_kernels import (
     diffusion_loss_triton,
     philox_triton,
     q_sample_triton,
+    reconstruction_nll_triton,
     reparameterize_kl_triton,
     timestep_embedding_triton,
 )
@@ -35,7 +36,7 @@ class Launch:
 
 
 def _philox() -> Iterator[Launch]:
-    """Each tile: few, some and many blocks a sample. A lane of 128 has 2, 4 and 8 elements side by side; a row of Q words that is
+    """Each tile: few, some and many blocks a sample. A lane of 128 has 2, 2 and 8 elements side by side; a row of Q words that is
     no multiple of 16 is written element by element, which includes all of the first tile."""
 
     def launch(shape, dtype, normal, lane=0, main=False):
@@ -45,7 +46,7 @@ def _philox() -> Iterator[Launch]:
 
     for dtype, normal in product((FP32, BF16, FP16, FP64), (True, False)):
         yield launch((128, 3, 32, 32), dtype, normal, 8, main=normal and dtype == FP32)
-        yield launch((128, 256), dtype, normal, 4)
+        yield launch((128, 256), dtype, normal, 2)
         for elements in (1, 16, 23, 250, 3001):
             yield launch((5, elements), dtype, normal)
     for shape in ((1, 3072), (16, 4), (1, 2**31 + 64)):
@@ -58,7 +59,7 @@ def _reparameterize_kl() -> Iterator[Launch]:
     layouts = [(small, "halves"), *product((medium, large), ("halves", "channels_last", "every second"))]
     for sizes, layout in layouts:
         # Of the quarter of the channels that is side by side in channels_last Triton knows that it is a multiple of 4.
-        lane = 0 if layout == "every second" or sizes == small else 8 if sizes == large and layout == "halves" else 4
+        lane = 0 if layout == "every second" or sizes == small else 8 if sizes == large and layout == "halves" else 4 if sizes == large else 2
         for draw, per_element in product((True, False), (False, True)):
             yield from _both_ways(sizes, layout, BF16, draw, per_element, ("dz dkl", "dz", "dkl"), lane=lane, main=sizes == large)
         for dtype in (FP32, FP16, FP64):
@@ -118,12 +119,12 @@ _LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], list[Tensor]]] = {
 
 def _q_sample() -> Iterator[Launch]:
     """Noise drawn and given in every tile, layout and dtype; every target; data in uint8; odd and huge sizes. Backward what is
-    wanted of what there is. A lane has 8 elements side by side in the largest tile, 4 where the channels are taken by quarters."""
+    wanted of what there is. A lane has 8 elements side by side in the largest tile, 4 where channels are taken by quarters."""
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last", "every second"))]
     for (sizes, layout), draw in product(layouts, (True, False)):
         wide = sizes == large and (layout == "contiguous" or (layout == "channels_last" and not draw))
-        lane = 8 if wide else 0 if sizes == small or layout == "every second" else 4
+        lane = 8 if wide else 0 if sizes == small or layout == "every second" else 4 if sizes == large else 2
         for dtype in (FP32, BF16, FP16, FP64):
             yield _q_sample_forward(sizes, layout, dtype, dtype, "v", draw, lane, main=wide and dtype == BF16)
         for dtype in (FP32, BF16):
@@ -217,7 +218,7 @@ def _denoising_loss() -> Iterator[Launch]:
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last"))]
     for (sizes, layout), dtype in product(layouts, (FP32, BF16, FP16, FP64)):
-        lane = 0 if sizes == small else 8 if sizes == large and layout == "contiguous" else 4
+        lane = 0 if sizes == small else 2 if sizes == medium else 8 if layout == "contiguous" else 4
         main = sizes == large and dtype == BF16
         yield from _denoising_losses(sizes, layout, layout, dtype, dtype, lane=lane, main=main)
         yield from _denoising_losses(sizes, layout, layout, dtype, torch.uint8, "v", lane=lane, main=main)
@@ -247,6 +248,37 @@ def _denoising_losses(
     yield Launch("denoising_loss", f"backward {name}", partial(run, denoising_loss_triton.backward, dloss), wide, main)
 
 
+def _reconstruction_nll() -> Iterator[Launch]:
+    """As diffusion_loss, with both likelihoods and x in uint8. A lane has 8 elements side by side."""
+    small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
+    layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last"))]
+    for (sizes, layout), likelihood, dtype in product(layouts, ("bernoulli", "gaussian"), (FP32, BF16, FP16, FP64)):
+        main = sizes == large and dtype == BF16
+        yield from _likelihoods(sizes, layout, layout, dtype, dtype, likelihood, lane=8, main=main)
+        yield from _likelihoods(sizes, layout, layout, dtype, torch.uint8, likelihood, lane=8, main=main)
+    for one, other in (("channels_last", "contiguous"), ("contiguous", "every second"), ("unaligned", "unaligned")):
+        for sizes in (medium, large):
+            yield from _likelihoods(sizes, one, other, BF16, torch.uint8)
+    for sizes in ((5, 3), (3, 3, 5, 5), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
+        yield from _likelihoods(sizes, "contiguous", "contiguous", BF16, FP32)
+
+
+def _likelihoods(
+    sizes: tuple[int, ...], logits_layout: str, x_layout: str, logits_dtype: torch.dtype, x_dtype: torch.dtype,
+    likelihood: str = "bernoulli", lane: int = 0, main: bool = False,
+) -> Iterator[Launch]:  # fmt: skip
+    def run(launcher: Callable[..., Tensor], *dnll: Tensor) -> None:
+        logits, x = _laid_out(logits_layout, sizes, logits_dtype), _laid_out(x_layout, sizes, x_dtype)
+        launcher(*dnll, logits, x, likelihood, 0.5)
+
+    name = f"{likelihood} {logits_layout} {x_layout} {sizes} {_text(logits_dtype)} {_text(x_dtype)}"
+    inputs = _wide(["logits_ptr"], lane, logits_dtype) | _wide(["x_ptr"], lane, x_dtype)
+    dnll = torch.empty(sizes[0], dtype=compute_dtype(logits_dtype))
+    yield Launch("reconstruction_nll", f"forward {name}", partial(run, reconstruction_nll_triton.forward), inputs, main)
+    wide = inputs | _wide(["dlogits_ptr"], lane, logits_dtype)
+    yield Launch("reconstruction_nll", f"backward {name}", partial(run, reconstruction_nll_triton.backward, dnll), wide, main)
+
+
 def _laid_out(layout: str, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     n, c, *s = sizes
     if layout == "channels_last":
@@ -271,4 +303,12 @@ def _text(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-LAUNCHES = [*_philox(), *_reparameterize_kl(), *_q_sample(), *_diffusion_loss(), *_denoising_loss(), *_timestep_embedding()]
+LAUNCHES = [
+    *_philox(),
+    *_reparameterize_kl(),
+    *_q_sample(),
+    *_diffusion_loss(),
+    *_denoising_loss(),
+    *_reconstruction_nll(),
+    *_timestep_embedding(),
+]

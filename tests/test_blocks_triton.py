@@ -50,7 +50,7 @@ def test_in_bounds(shape, layout):
         ((2, 4, 4), (16, 4, 1), True, False, 64, 4, 1),
         ((2, 4, 4), (16, 1, 4), False, True, 64, 4, 1),
         ((2, 3, 4), (12, 1, 3), False, False, 64, 4, 1),
-        ((2, 4, 64), (512, 64, 1), True, False, 8, 64, 1),  # half of a tensor: each sample in order
+        ((2, 4, 64), (512, 64, 1), True, False, 4, 64, 1),  # half of a tensor: each sample in order
         ((2, 4, 4), (16, 1, 8), False, True, 64, 4, 1),
         ((2, 1, 4097), (4097, 4097, 1), True, False, 1, 1024, 2),
     ],

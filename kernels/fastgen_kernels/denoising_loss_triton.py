@@ -35,8 +35,8 @@ def forward_kernel(
     use for, noise or coefficients, the compiler leaves out."""
     n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     j = tl.arange(0, BLOCKS)[None, :]
-    Q = tl.to_tensor(Q).to(tl.int64)
-    start = tl.program_id(1) * tl.to_tensor(SPAN).to(tl.int64)
+    Q = tl.cast(Q, tl.int64)
+    start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
     stop = tl.minimum(start + SPAN, Q)
     alpha = tl.load(alpha_ptr + n * alpha_stride, n < N).to(SIGNAL)
     sigma = tl.load(sigma_ptr + n * sigma_stride, n < N).to(SIGNAL)
@@ -68,7 +68,7 @@ def backward_kernel(
     n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     j = tl.arange(0, BLOCKS)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
-    Q = tl.to_tensor(Q).to(tl.int64)
+    Q = tl.cast(Q, tl.int64)
     alpha = tl.load(alpha_ptr + n * alpha_stride, n < N).to(SIGNAL)
     sigma = tl.load(sigma_ptr + n * sigma_stride, n < N).to(SIGNAL)
     dloss = tl.load(dloss_ptr + n * dloss_stride, n < N).to(COMPUTE)

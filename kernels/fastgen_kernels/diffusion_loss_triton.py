@@ -67,8 +67,8 @@ def forward_kernel(
     """weight / E times the loss of SPAN elements of a sample, summed over each lane and then across the lanes."""
     n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     e = tl.arange(0, BLOCK)[None, :]
-    E = tl.to_tensor(E).to(tl.int64)
-    start = tl.program_id(1) * tl.to_tensor(SPAN).to(tl.int64)
+    E = tl.cast(E, tl.int64)
+    start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
     stop = tl.minimum(start + SPAN, E)
     total = tl.zeros((SAMPLES, BLOCK), COMPUTE)
     for first in range(start, stop, BLOCK):

@@ -92,7 +92,7 @@ def philox_kernel(out_ptr, key_ptr, N, E, Q, NORMAL: tl.constexpr, SAMPLES: tl.c
 
 def tile(blocks: int) -> tuple[int, int]:
     """Samples and Philox blocks of a program: small samples go several to a program."""
-    return (64, 4) if blocks <= 4 else (8, 64) if blocks <= 64 else (1, 1024)
+    return (64, 4) if blocks <= 4 else (4, 64) if blocks <= 64 else (1, 1024)
 
 
 def philox(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """Kernels of q_sample.py, one each way. Noise under a key is drawn where it is used and never stored."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import triton
@@ -53,6 +53,15 @@ def rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def elements(N, E, SAMPLES: tl.constexpr, ELEMENTS: tl.constexpr):
+    """A program's samples, and where its elements of them lie in tensors that are dense and alike; see `flat`."""
+    tiles = tl.cdiv(E, ELEMENTS)
+    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    i = (tl.program_id(0) % tiles).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)[None, :]
+    return n, n * E + i, (n < N) & (i < E)
+
+
+@triton.jit
 def forward_kernel(
     x0_ptr, x0_strides, alpha_ptr, alpha_stride, sigma_ptr, sigma_stride, eps_ptr, key_ptr, x_t_ptr, target_ptr, out_strides,
     N, C, S, E, Q,
@@ -64,7 +73,7 @@ def forward_kernel(
     n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     j = tl.arange(0, BLOCKS)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
-    Q = tl.to_tensor(Q).to(tl.int64)
+    Q = tl.cast(Q, tl.int64)
     alpha = tl.load(alpha_ptr + n * alpha_stride, n < N, 0.0).to(COMPUTE)
     sigma = tl.load(sigma_ptr + n * sigma_stride, n < N, 0.0).to(COMPUTE)
     if key_ptr is not None:
@@ -88,10 +97,7 @@ def backward_kernel(
 ):  # fmt: skip
     """dx0 = alpha dx_t and dnoise = sigma dx_t, each with its part of the target's gradient; all lie in one order of memory, and
     the pointer of one that is absent or not wanted is None."""
-    tiles = tl.cdiv(E, ELEMENTS)
-    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
-    i = (tl.program_id(0) % tiles).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)[None, :]
-    at, inside = n * E + i, (n < N) & (i < E)
+    n, at, inside = elements(N, E, SAMPLES, ELEMENTS)
     alpha = tl.load(alpha_ptr + n * alpha_stride, n < N, 0.0).to(COMPUTE)
     sigma = tl.load(sigma_ptr + n * sigma_stride, n < N, 0.0).to(COMPUTE)
     dx0 = tl.zeros((SAMPLES, ELEMENTS), COMPUTE)
@@ -117,9 +123,8 @@ def forward(
     made = x0.new_empty(0, dtype=dtype) if target is None else empty_like(x0, dtype)
     if x0.numel() == 0:
         return x_t, made
-    clean, out = as_ncs(x0), as_ncs(x_t)
-    if key is None and channels_last(x_t):
-        clean, out = clean.mT, out.mT  # in the order of memory, where nothing is drawn in the logical one
+    # Noise that is drawn follows the logical order; what is given is taken in that of memory.
+    clean, out = (as_ncs(x) if eps is None else in_order(x, x_t) for x in (x0, x_t))
     compute = compute_dtype(x0.dtype, dtype)
     wide = compute == torch.float64  # 4 warps would spill, as would 1024 blocks
     sizes, constants, tiles = cover(out, clean, most=512 if wide else 1024)
@@ -143,14 +148,25 @@ def backward(
     if grad.numel() == 0:
         return dx0, dnoise
     compute = compute_dtype(grad.dtype, *(dtype for dtype in (x0, noise) if dtype is not None))
-    n, e = len(grad), grad[0].numel()
-    samples, blocks = tile(triton.cdiv(e, 4))
-    elements = min(4 * blocks, 1024 if compute == torch.float64 else 4096)
+    grid, arguments = flat(grad, compute)
     with torch.cuda.device_of(grad):
-        backward_kernel[(triton.cdiv(n, samples) * triton.cdiv(e, elements),)](
+        backward_kernel[grid](
             *(None if x is None else like(x, grad) for x in (dx_t, dtarget)),
             alpha, alpha.stride(0), sigma, sigma.stride(0),
-            *(x if x.numel() else None for x in (dx0, dnoise)), n, e,
-            TARGET=target, COMPUTE=TRITON_DTYPE[compute], SAMPLES=samples, ELEMENTS=elements,
+            *(x if x.numel() else None for x in (dx0, dnoise)), TARGET=target, **arguments,
         )  # fmt: skip
     return dx0, dnoise
+
+
+def flat(x: Tensor, compute: torch.dtype) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid over the elements of x in the order of memory, and the sizes and constants that go with it."""
+    n, e = len(x), x[0].numel()
+    samples, blocks = tile(triton.cdiv(e, 4))
+    most = min(4 * blocks, 1024 if compute == torch.float64 else 4096)
+    sizes = {"N": n, "E": e, "COMPUTE": TRITON_DTYPE[compute], "SAMPLES": samples, "ELEMENTS": most}
+    return (triton.cdiv(n, samples) * triton.cdiv(e, most),), sizes
+
+
+def in_order(y: Tensor, x: Tensor) -> Tensor:
+    """y seen as (N, C, S), or as (N, S, C) where x has its channels innermost: in the order in which x lies in memory."""
+    return as_ncs(y).mT if channels_last(x) else as_ncs(y)

@@ -42,8 +42,8 @@ def forward_kernel(
     """z = mu + exp(logvar/2) eps and the divergence of SPAN blocks, summed over each lane and then across the lanes."""
     n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     j = tl.arange(0, BLOCKS)[None, :]
-    Q = tl.to_tensor(Q).to(tl.int64)
-    start = tl.program_id(1) * tl.to_tensor(SPAN).to(tl.int64)
+    Q = tl.cast(Q, tl.int64)
+    start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
     stop = tl.minimum(start + SPAN, Q)
     if DRAW:
         key = load_key(key_ptr, n, n < N)
@@ -85,7 +85,7 @@ def backward_kernel(
     n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     j = tl.arange(0, BLOCKS)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
-    Q = tl.to_tensor(Q).to(tl.int64)
+    Q = tl.cast(Q, tl.int64)
     if HAS_DZ and DRAW:
         normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
     if HAS_DKL and SUM:

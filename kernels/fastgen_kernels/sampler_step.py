@@ -4,15 +4,27 @@ DDIM has c = s = 0, the ancestral samplers have c = 0, DPM-Solver++(2M) has s = 
 `previous`, its SDE variant has all four.
 """
 
+from typing import Any
+
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_float, check_shape
-from fastgen_kernels.layout import compute_dtype, like
+from fastgen_kernels.checks import check_batched, check_device, check_float, check_key, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like
+from fastgen_kernels.library import define
 from fastgen_kernels.philox import philox_normal
+from fastgen_kernels.q_sample import laid_out
+from fastgen_kernels.to_x0 import check_step
 
 
 def sampler_step(
-    x: Tensor, x0_hat: Tensor, coefficients: Tensor, *, previous: Tensor | None = None, key: Tensor | None = None
+    x: Tensor,
+    x0_hat: Tensor,
+    coefficients: Tensor,
+    *,
+    previous: Tensor | None = None,
+    key: Tensor | None = None,
+    step: Tensor | None = None,
 ) -> Tensor:
     """x_next = a·x + b·x0_hat + c·previous + s·noise, of x's shape, dtype and memory format.
 
@@ -21,6 +33,8 @@ def sampler_step(
     coefficients: (4,) float on x's device: a, b, c, s; fp32 or better. They are not read on the host.
     previous: x's shape, the last step's x0_hat; without it there is no c term.
     key: int64 (N, 4), from which standard normal noise is drawn; without it there is no s term.
+    step: a scalar int64 tensor on x's device. With it coefficients is a table (T, 4), of which row `step` is taken. It is not
+        read on the host, nor checked: a CUDA graph with it, and with the key at(key, step=step), may be replayed as it counts up.
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
@@ -29,14 +43,28 @@ def sampler_step(
     check_float("sampler_step", x=x, x0_hat=x0_hat, coefficients=coefficients, previous=previous)
     check_batched("sampler_step", x=x)
     check_shape("sampler_step", x.shape, "of x", x0_hat=x0_hat, previous=previous)
-    check_shape("sampler_step", (4,), "(a, b, c, s)", coefficients=coefficients)
-    return sampler_step_reference(x, x0_hat, coefficients, previous, key)
+    if step is None:
+        check_shape("sampler_step", (4,), "(a, b, c, s)", coefficients=coefficients)
+    else:
+        check_step("sampler_step", step)
+        check_shape("sampler_step", (coefficients.numel() // 4, 4), "(T, 4)", coefficients=coefficients)
+    if key is not None:
+        check_key("sampler_step", key, x.shape[0])
+    check_device(
+        "sampler_step", x.device, "of x", x0_hat=x0_hat, coefficients=coefficients, previous=previous, key=key, step=step
+    )
+
+    if use_triton(x) and not coefficients.requires_grad:  # for which the kernel has no gradient
+        return _sampler_step(x, x0_hat, coefficients, previous, key, step)
+    return sampler_step_reference(x, x0_hat, coefficients, previous, key, step)
 
 
 def sampler_step_reference(
-    x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None
+    x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None, step: Tensor | None
 ) -> Tensor:
     compute = compute_dtype(x.dtype)
+    if step is not None:
+        coefficients = coefficients.index_select(0, step.view(1))[0]
     a, b, c, s = coefficients.to(compute).unbind()
     x_next = a * x.to(compute) + b * x0_hat.to(compute)
     if previous is not None:
@@ -44,3 +72,53 @@ def sampler_step_reference(
     if key is not None:
         x_next = x_next + s * philox_normal(x.shape, key, dtype=compute)
     return like(x_next.to(x.dtype), x)
+
+
+def _forward(*arguments: Any) -> Tensor:
+    from fastgen_kernels.sampler_step_triton import forward
+
+    return forward(*arguments)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from fastgen_kernels.sampler_step_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(x: Tensor, *arguments: Any) -> Tensor:
+    return empty_like(x)
+
+
+def _fake_backward(grad: Tensor, coefficients: Tensor, step: Tensor | None, *dtypes: Any) -> tuple[Tensor, ...]:
+    return tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, x0_hat, coefficients, previous, _, step = inputs
+    ctx.save_for_backward(coefficients, step)
+    ctx.dtypes = x.dtype, x0_hat.dtype, None if previous is None else previous.dtype
+    ctx.channels_last = channels_last(x)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needed = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
+    dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
+    grads = _sampler_step_backward(laid_out(grad, ctx.channels_last), *ctx.saved_tensors, *dtypes)
+    dx, dx0_hat, dprevious = (grad if need else None for grad, need in zip(grads, needed, strict=True))
+    return dx, dx0_hat, None, dprevious, None, None
+
+
+_sampler_step_backward = define(
+    "sampler_step_backward(Tensor grad, Tensor coefficients, Tensor? step, ScalarType? x, ScalarType? x0_hat,"
+    " ScalarType? previous) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_sampler_step = define(
+    "sampler_step(Tensor x, Tensor x0_hat, Tensor coefficients, Tensor? previous, Tensor? key, Tensor? step) -> Tensor",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)

@@ -6,10 +6,16 @@ Sources: Ho & Salimans, arXiv:2207.12598, equation 6 (guidance, where their w is
 arXiv:2206.00364, equation 7 (c_skip, c_out).
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_float, check_shape
-from fastgen_kernels.layout import compute_dtype, like, per_sample
+from fastgen_kernels.checks import check_batched, check_device, check_float, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like, per_sample
+from fastgen_kernels.library import define
+from fastgen_kernels.q_sample import laid_out
 
 
 def to_x0(
@@ -20,6 +26,7 @@ def to_x0(
     *,
     uncond: Tensor | None = None,
     guidance: float | Tensor = 1.0,
+    step: Tensor | None = None,
 ) -> Tensor:
     """The denoised sample, of x's shape, dtype and memory format.
 
@@ -28,25 +35,46 @@ def to_x0(
     c_skip, c_out: (N,) float, of the prediction at each sample's time; fp32 or better.
     uncond: out's shape, the network's output without the condition; where absent, guidance has no effect.
     guidance: a float, or (N,): 1 is the conditional output, 0 the unconditional one.
+    step: a scalar int64 tensor on x's device. With it c_skip and c_out are tables (T,), of which all samples take element `step`.
+        It is not read on the host, nor checked: a CUDA graph with it may be replayed as it counts up.
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
-    Raises TypeError for dtypes that are not floats, ValueError for shapes that differ.
+    Raises TypeError for other dtypes, ValueError for shapes that differ.
     """
     check_float("to_x0", out=out, x=x, c_skip=c_skip, c_out=c_out, uncond=uncond)
     check_batched("to_x0", x=x)
     check_shape("to_x0", x.shape, "of x", out=out, uncond=uncond)
-    check_shape("to_x0", x.shape[:1], "(N,)", c_skip=c_skip, c_out=c_out)
+    if step is None:
+        check_shape("to_x0", x.shape[:1], "(N,)", c_skip=c_skip, c_out=c_out)
+    else:
+        check_step("to_x0", step)
+        check_shape("to_x0", (c_skip.numel(),), "(T,)", c_skip=c_skip, c_out=c_out)
     if isinstance(guidance, Tensor):
         check_float("to_x0", guidance=guidance)
         check_shape("to_x0", x.shape[:1], "(N,)", guidance=guidance)
-    return to_x0_reference(out, x, c_skip, c_out, uncond, guidance)
+    scale, scales = (1.0, guidance) if isinstance(guidance, Tensor) else (guidance, None)
+    check_device("to_x0", x.device, "of x", out=out, c_skip=c_skip, c_out=c_out, uncond=uncond, guidance=scales, step=step)
+
+    # The kernel has no gradient for coefficients.
+    if use_triton(x) and not any(c is not None and c.requires_grad for c in (c_skip, c_out, scales)):
+        return _to_x0(out, x, c_skip, c_out, uncond, *((1.0, None) if uncond is None else (scale, scales)), step)
+    return to_x0_reference(out, x, c_skip, c_out, uncond, guidance, step)
+
+
+def check_step(op: str, step: Tensor) -> None:
+    """Raise for a step that is not a scalar int64 tensor."""
+    if step.dtype != torch.int64:
+        raise TypeError(f"{op}: step must be int64, got {step.dtype}")
+    check_shape(op, (), "of a scalar", step=step)
 
 
 def to_x0_reference(
-    out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, guidance: float | Tensor
+    out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, guidance: float | Tensor, step: Tensor | None
 ) -> Tensor:
     compute = compute_dtype(x.dtype)
+    if step is not None:
+        c_skip, c_out = (c.index_select(0, step.view(1)) for c in (c_skip, c_out))
     out = out.to(compute)
     if uncond is not None:
         uncond = uncond.to(compute)
@@ -54,3 +82,55 @@ def to_x0_reference(
         out = uncond + scale * (out - uncond)
     x0_hat = per_sample(c_skip.to(compute), x) * x.to(compute) + per_sample(c_out.to(compute), x) * out
     return like(x0_hat.to(x.dtype), x)
+
+
+def _forward(*arguments: Any) -> Tensor:
+    from fastgen_kernels.to_x0_triton import forward
+
+    return forward(*arguments)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from fastgen_kernels.to_x0_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(out: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+    return empty_like(x)
+
+
+def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in arguments[-3:])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    out, x, c_skip, c_out, uncond, ctx.scale, scales, step = inputs
+    ctx.save_for_backward(c_skip, c_out, scales, step)
+    ctx.dtypes = out.dtype, x.dtype, None if uncond is None else uncond.dtype
+    ctx.channels_last = channels_last(x)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needed = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
+    dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
+    c_skip, c_out, scales, step = ctx.saved_tensors
+    grads = _to_x0_backward(laid_out(grad, ctx.channels_last), c_skip, c_out, ctx.scale, scales, step, *dtypes)
+    dout, dx, duncond = (grad if need else None for grad, need in zip(grads, needed, strict=True))
+    return dout, dx, None, None, duncond, None, None, None
+
+
+_to_x0_backward = define(
+    "to_x0_backward(Tensor grad, Tensor c_skip, Tensor c_out, float scale, Tensor? scales, Tensor? step,"
+    " ScalarType? out, ScalarType? x, ScalarType? uncond) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_to_x0 = define(
+    "to_x0(Tensor out, Tensor x, Tensor c_skip, Tensor c_out, Tensor? uncond, float scale, Tensor? scales, Tensor? step)"
+    " -> Tensor",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)
