@@ -1,10 +1,15 @@
 import pytest
 import torch
 
-from fastgen.functional import noise_key, philox_normal, sampler_step
+from fastgen.functional import at, noise_key, philox_normal, sampler_step
 
-COEFFICIENTS = torch.tensor([0.7, -0.4, 0.25, 0.3])
+pytestmark = pytest.mark.usefixtures("path")
+
 SHAPES = [(3,), (3, 5), (3, 2, 7, 5), (3, 2, 2, 3, 5), (0, 3, 4)]
+
+
+def row():
+    return torch.tensor([0.7, -0.4, 0.25, 0.3])
 
 
 def exact(x, x0_hat, coefficients, previous=None, key=None):
@@ -38,9 +43,9 @@ def arguments(shape, dtype=torch.float32):
 def test_formula(shape, dtype):
     x, x0_hat, previous, key = arguments(shape, dtype)
     for options in ({}, {"previous": previous}, {"key": key}, {"previous": previous, "key": key}):
-        x_next = sampler_step(x, x0_hat, COEFFICIENTS, **options)
+        x_next = sampler_step(x, x0_hat, row(), **options)
         assert x_next.dtype == dtype
-        torch.testing.assert_close(x_next, exact(x, x0_hat, COEFFICIENTS, **options).to(dtype))
+        torch.testing.assert_close(x_next, exact(x, x0_hat, row(), **options).to(dtype))
 
 
 def test_fp64_coefficients():
@@ -53,63 +58,80 @@ def test_fp64_coefficients():
 
 def test_noise_does_not_depend_on_the_batch():
     x, x0_hat, _, key = arguments((3, 2, 5))
-    whole = sampler_step(x, x0_hat, COEFFICIENTS, key=key)
-    assert sampler_step(x[1:2], x0_hat[1:2], COEFFICIENTS, key=key[1:2]).equal(whole[1:2])
+    whole = sampler_step(x, x0_hat, row(), key=key)
+    assert sampler_step(x[1:2], x0_hat[1:2], row(), key=key[1:2]).equal(whole[1:2])
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 7, 5), (3, 2, 5), (3, 2, 2, 3, 5)])
 def test_layouts(shape):
     x, x0_hat, previous, key = arguments(shape)
-    expected = sampler_step(x, x0_hat, COEFFICIENTS, previous=previous, key=key)
+    expected = sampler_step(x, x0_hat, row(), previous=previous, key=key)
     for f, g in ((last, last), (last, permuted), (permuted, last)):
-        x_next = sampler_step(f(x), g(x0_hat), COEFFICIENTS, previous=f(previous), key=key)
+        x_next = sampler_step(f(x), g(x0_hat), row(), previous=f(previous), key=key)
         assert x_next.equal(expected)
         assert (x_next.movedim(1, -1) if f is last else x_next).is_contiguous()
 
 
-def test_coefficients_are_not_read_on_the_host():
+def test_nothing_is_read_on_the_host():
     x = torch.empty(3, 5, device="meta")
-    coefficients, key = torch.empty(4, device="meta"), noise_key(0, samples=3, device="meta")
-    assert sampler_step(x, x, coefficients, previous=x, key=key).shape == (3, 5)
+    table, key = torch.empty(7, 4, device="meta"), noise_key(0, samples=3, device="meta")
+    step = torch.empty((), dtype=torch.int64, device="meta")
+    assert sampler_step(x, x, table[0], previous=x, key=key).shape == (3, 5)
+    assert sampler_step(x, x, table, previous=x, key=at(key, step=step), step=step).shape == (3, 5)
+
+
+def test_step_takes_its_row_of_the_table():
+    x, x0_hat, previous, key = arguments((3, 2, 5))
+    table = torch.randn(8, 5)[::2, :4]
+    step = torch.zeros((), dtype=torch.int64)
+    for i in range(4):
+        ours = sampler_step(x, x0_hat, table, previous=previous, key=at(key, step=step), step=step)
+        assert ours.equal(sampler_step(x, x0_hat, table[i], previous=previous, key=at(key, step=i)))
+        step += 1
 
 
 def test_gradcheck():
     x, x0_hat, previous, key = arguments((3, 2))
-    inputs = [t.double().requires_grad_() for t in (x, x0_hat, COEFFICIENTS, previous)]
+    inputs = [t.double().requires_grad_() for t in (x, x0_hat, row(), previous)]
     assert torch.autograd.gradcheck(lambda *t: sampler_step(*t[:3], previous=t[3], key=key), inputs)
+    inputs[2], step = row().double().expand(2, 4).clone().requires_grad_(), torch.tensor(1)
+    assert torch.autograd.gradcheck(lambda *t: sampler_step(*t[:3], previous=t[3], key=key, step=step), inputs)
 
 
 def test_autocast_has_no_effect():
     x, x0_hat, previous, key = arguments((3, 2, 5))
-    expected = sampler_step(x, x0_hat, COEFFICIENTS, previous=previous, key=key)
+    expected = sampler_step(x, x0_hat, row(), previous=previous, key=key)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert sampler_step(x, x0_hat, COEFFICIENTS, previous=previous, key=key).equal(expected)
+        assert sampler_step(x, x0_hat, row(), previous=previous, key=key).equal(expected)
 
 
 def test_compiles():
     x, x0_hat, previous, key = arguments((3, 2, 5), torch.bfloat16)
     compiled = torch.compile(sampler_step, fullgraph=True, backend="aot_eager")
-    ours, eager = (f(x, x0_hat, COEFFICIENTS, previous=previous, key=key) for f in (compiled, sampler_step))
+    ours, eager = (f(x, x0_hat, row(), previous=previous, key=key) for f in (compiled, sampler_step))
     assert ours.equal(eager)
 
 
-X = torch.ones(2, 3)
+X, ROW, STEP = torch.ones(2, 3), torch.ones(4), torch.tensor(0)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (
-            lambda: sampler_step(X, X[0], COEFFICIENTS),
+            lambda: sampler_step(X, X[0], ROW),
             ValueError,
             r"sampler_step: x0_hat must have shape of x = \(2, 3\)",
         ),
-        (lambda: sampler_step(X, X, COEFFICIENTS, previous=X[0]), ValueError, "previous must have shape of x"),
-        (lambda: sampler_step(X, X, COEFFICIENTS[:3]), ValueError, r"shape \(a, b, c, s\) = \(4,\), got \(3,\)"),
-        (lambda: sampler_step(X, X, COEFFICIENTS.int()), TypeError, "coefficients must be float16"),
-        (lambda: sampler_step(X.int(), X, COEFFICIENTS), TypeError, "x must be float16"),
+        (lambda: sampler_step(X, X, ROW, previous=X[0]), ValueError, "previous must have shape of x"),
+        (lambda: sampler_step(X, X, ROW[:3]), ValueError, r"shape \(a, b, c, s\) = \(4,\), got \(3,\)"),
+        (lambda: sampler_step(X, X, ROW.int()), TypeError, "coefficients must be float16"),
+        (lambda: sampler_step(X, X, ROW, step=STEP), ValueError, r"must have shape \(T, 4\) = \(1, 4\), got \(4,\)"),
+        (lambda: sampler_step(X, X, ROW[None], step=STEP.int()), TypeError, "step must be int64, got torch.int32"),
+        (lambda: sampler_step(X, X, ROW[None], step=STEP[None]), ValueError, r"step must have shape of a scalar = \(\)"),
+        (lambda: sampler_step(X.int(), X, ROW), TypeError, "x must be float16"),
         (
-            lambda: sampler_step(X, X, COEFFICIENTS, key=noise_key(0)),
+            lambda: sampler_step(X, X, ROW, key=noise_key(0)),
             ValueError,
             r"key must have shape \(N, 4\) = \(2, 4\)",
         ),

@@ -1,0 +1,103 @@
+"""Kernels of sampler_step.py, one each way. The noise is drawn where it is added."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets
+from fastgen_kernels.layout import compute_dtype, empty_like, like
+from fastgen_kernels.philox_triton import load_key
+from fastgen_kernels.q_sample_triton import elements, flat, in_order, rounded
+
+
+@triton.jit
+def load_coefficients(ptr, strides, step_ptr, COMPUTE: tl.constexpr):
+    """a, b, c and s: of row `step`, where there is one."""
+    if step_ptr is not None:
+        ptr += tl.load(step_ptr) * strides[0]
+    a = tl.load(ptr).to(COMPUTE)
+    b = tl.load(ptr + strides[1]).to(COMPUTE)
+    c = tl.load(ptr + 2 * strides[1]).to(COMPUTE)
+    s = tl.load(ptr + 3 * strides[1]).to(COMPUTE)
+    return a, b, c, s
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, x_strides, x0_ptr, x0_strides, previous_ptr, previous_strides, key_ptr,
+    coefficients_ptr, coefficients_strides, step_ptr, x_next_ptr, x_next_strides, N, C, S, E, Q,
+    COMPUTE: tl.constexpr, FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """x_next = a x + b x0_hat + c previous + s noise, without the terms whose pointers are None."""
+    tiles = tl.cdiv(Q, BLOCKS)
+    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    j = tl.arange(0, BLOCKS)[None, :]
+    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
+    Q = tl.to_tensor(Q).to(tl.int64)
+    a, b, c, s = load_coefficients(coefficients_ptr, coefficients_strides, step_ptr, COMPUTE)
+    if key_ptr is not None:
+        normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
+    for w in tl.static_range(4):
+        inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
+        x_next_at = n * x_next_strides[0] + offsets(w, first, j, C, S, Q, x_next_strides, FLAT, QUARTERS)
+        x_at = n * x_strides[0] + offsets(w, first, j, C, S, Q, x_strides, FLAT, QUARTERS)
+        x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
+        x_next = a * tl.load(x_ptr + x_at, inside, 0.0).to(COMPUTE) + b * tl.load(x0_ptr + x0_at, inside, 0.0).to(COMPUTE)
+        if previous_ptr is not None:
+            previous_at = n * previous_strides[0] + offsets(w, first, j, C, S, Q, previous_strides, FLAT, QUARTERS)
+            x_next += c * tl.load(previous_ptr + previous_at, inside, 0.0).to(COMPUTE)
+        if key_ptr is not None:
+            x_next += s * normal[w].to(COMPUTE)
+        tl.store(x_next_ptr + x_next_at, x_next.to(x_next_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def backward_kernel(
+    grad_ptr, coefficients_ptr, coefficients_strides, step_ptr, dx_ptr, dx0_ptr, dprevious_ptr, N, E,
+    COMPUTE: tl.constexpr, SAMPLES: tl.constexpr, ELEMENTS: tl.constexpr,
+):  # fmt: skip
+    """dx = a grad, dx0_hat = b grad, dprevious = c grad; the pointer of one not wanted is None."""
+    _, at, inside = elements(N, E, SAMPLES, ELEMENTS)
+    a, b, c, _ = load_coefficients(coefficients_ptr, coefficients_strides, step_ptr, COMPUTE)
+    grad = tl.load(grad_ptr + at, inside, 0.0).to(COMPUTE)
+    if dx_ptr is not None:
+        tl.store(dx_ptr + at, rounded(a * grad, dx_ptr.dtype.element_ty), inside)
+    if dx0_ptr is not None:
+        tl.store(dx0_ptr + at, rounded(b * grad, dx0_ptr.dtype.element_ty), inside)
+    if dprevious_ptr is not None:
+        tl.store(dprevious_ptr + at, rounded(c * grad, dprevious_ptr.dtype.element_ty), inside)
+
+
+def forward(
+    x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None, step: Tensor | None
+) -> Tensor:
+    x_next = empty_like(x)
+    if x.numel() == 0:
+        return x_next
+    # Noise follows the logical order; without it that of memory is taken.
+    out, *inputs = (as_ncs(y) if key is not None else in_order(y, x_next) for y in (x_next, x, x0_hat, previous) if y is not None)
+    compute = compute_dtype(x.dtype)
+    wide = compute == torch.float64  # 4 warps would spill, as would 1024 blocks
+    sizes, constants, tiles = cover(out, *inputs, most=512 if wide else 1024)
+    places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (previous is None)
+    with torch.cuda.device_of(x):
+        forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
+            *places, None if key is None else key.contiguous(), coefficients, (0, *coefficients.stride())[-2:], step,
+            out, out.stride(), **sizes, COMPUTE=TRITON_DTYPE[compute], **constants, num_warps=8 if wide else 4,
+        )  # fmt: skip
+    return x_next
+
+
+def backward(grad: Tensor, coefficients: Tensor, step: Tensor | None, *dtypes: torch.dtype | None) -> tuple[Tensor, ...]:
+    """The gradients of x, x0_hat and previous in the dtypes given; of no elements where None is."""
+    grads = tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
+    if grad.numel() == 0:
+        return grads
+    grid, arguments = flat(grad, compute_dtype(grad.dtype))
+    with torch.cuda.device_of(grad):
+        backward_kernel[grid](
+            like(grad, grad), coefficients, (0, *coefficients.stride())[-2:], step, *(y if y.numel() else None for y in grads),
+            **arguments,
+        )  # fmt: skip
+    return grads

@@ -1,0 +1,118 @@
+"""Kernels of to_x0.py, one each way."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, cover, offsets
+from fastgen_kernels.layout import compute_dtype, empty_like, like
+from fastgen_kernels.q_sample_triton import elements, flat, in_order, rounded
+
+
+@triton.jit
+def load_coefficients(
+    n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE: tl.constexpr
+):
+    """c_skip, c_out and guidance of the samples. c_skip and c_out are those of row `step`, where there is one."""
+    row = n if step_ptr is None else tl.load(step_ptr) + tl.zeros_like(n)
+    c_skip = tl.load(c_skip_ptr + row * c_skip_stride, n < N, 0.0).to(COMPUTE)
+    c_out = tl.load(c_out_ptr + row * c_out_stride, n < N, 0.0).to(COMPUTE)
+    if scales_ptr is None:
+        return c_skip, c_out, tl.full(n.shape, scale, COMPUTE)
+    return c_skip, c_out, tl.load(scales_ptr + n * scales_stride, n < N, 0.0).to(COMPUTE)
+
+
+@triton.jit
+def forward_kernel(
+    out_ptr, out_strides, x_ptr, x_strides, uncond_ptr, uncond_strides,
+    c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale: tl.float64, scales_ptr, scales_stride, step_ptr,
+    x0_ptr, x0_strides, N, C, S, E, Q,
+    COMPUTE: tl.constexpr, FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """x0_hat = c_skip x + c_out (uncond + scale (out - uncond))."""
+    tiles = tl.cdiv(Q, BLOCKS)
+    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    j = tl.arange(0, BLOCKS)[None, :]
+    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
+    Q = tl.cast(Q, tl.int64)
+    c_skip, c_out, scale = load_coefficients(
+        n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE
+    )
+    for w in tl.static_range(4):
+        inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
+        x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
+        out_at = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
+        x_at = n * x_strides[0] + offsets(w, first, j, C, S, Q, x_strides, FLAT, QUARTERS)
+        out = tl.load(out_ptr + out_at, inside, 0.0).to(COMPUTE)
+        x = tl.load(x_ptr + x_at, inside, 0.0).to(COMPUTE)
+        if uncond_ptr is not None:
+            uncond_at = n * uncond_strides[0] + offsets(w, first, j, C, S, Q, uncond_strides, FLAT, QUARTERS)
+            uncond = tl.load(uncond_ptr + uncond_at, inside, 0.0).to(COMPUTE)
+            out = uncond + scale * (out - uncond)
+        tl.store(x0_ptr + x0_at, (c_skip * x + c_out * out).to(x0_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def backward_kernel(
+    grad_ptr, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale: tl.float64, scales_ptr, scales_stride, step_ptr,
+    dout_ptr, dx_ptr, duncond_ptr, N, E,
+    COMPUTE: tl.constexpr, SAMPLES: tl.constexpr, ELEMENTS: tl.constexpr,
+):  # fmt: skip
+    """dout = scale c_out grad, dx = c_skip grad, duncond = (1 - scale) c_out grad; the pointer of one not wanted is None."""
+    n, at, inside = elements(N, E, SAMPLES, ELEMENTS)
+    c_skip, c_out, scale = load_coefficients(
+        n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE
+    )
+    grad = tl.load(grad_ptr + at, inside, 0.0).to(COMPUTE)
+    if dout_ptr is not None:
+        tl.store(dout_ptr + at, rounded(scale * c_out * grad, dout_ptr.dtype.element_ty), inside)
+    if dx_ptr is not None:
+        tl.store(dx_ptr + at, rounded(c_skip * grad, dx_ptr.dtype.element_ty), inside)
+    if duncond_ptr is not None:
+        tl.store(duncond_ptr + at, rounded((1.0 - scale) * c_out * grad, duncond_ptr.dtype.element_ty), inside)
+
+
+def forward(
+    out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, scale: float, scales: Tensor | None,
+    step: Tensor | None,
+) -> Tensor:  # fmt: skip
+    x0_hat = empty_like(x)
+    if x.numel() == 0:
+        return x0_hat
+    compute = compute_dtype(x.dtype)
+    inputs = [in_order(y, x0_hat) for y in (out, x, uncond) if y is not None]
+    x0 = in_order(x0_hat, x0_hat)
+    sizes, constants, tiles = cover(x0, *inputs, most=256 if compute == torch.float64 else 1024)
+    places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (uncond is None)
+    with torch.cuda.device_of(x):
+        forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
+            *places, *coefficients(c_skip, c_out, scale, scales, step), x0, x0.stride(), **sizes,
+            COMPUTE=TRITON_DTYPE[compute], **constants,
+        )  # fmt: skip
+    return x0_hat
+
+
+def backward(
+    grad: Tensor, c_skip: Tensor, c_out: Tensor, scale: float, scales: Tensor | None, step: Tensor | None,
+    *dtypes: torch.dtype | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of out, x and uncond in the dtypes given; of no elements where None is."""
+    grads = tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
+    if grad.numel() == 0:
+        return grads
+    grid, arguments = flat(grad, compute_dtype(grad.dtype))
+    with torch.cuda.device_of(grad):
+        backward_kernel[grid](
+            like(grad, grad), *coefficients(c_skip, c_out, scale, scales, step), *(y if y.numel() else None for y in grads),
+            **arguments,
+        )  # fmt: skip
+    return grads
+
+
+def coefficients(c_skip: Tensor, c_out: Tensor, scale: float, scales: Tensor | None, step: Tensor | None) -> tuple[Any, ...]:
+    """As load_coefficients takes them."""
+    each = (None, 0) if scales is None else (scales, scales.stride(0))
+    return c_skip, c_skip.stride(0), c_out, c_out.stride(0), scale, *each, step
