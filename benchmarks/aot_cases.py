@@ -59,7 +59,8 @@ def _reparameterize_kl() -> Iterator[Launch]:
     layouts = [(small, "halves"), *product((medium, large), ("halves", "channels_last", "every second"))]
     for sizes, layout in layouts:
         # Of the quarter of the channels that is side by side in channels_last Triton knows that it is a multiple of 4.
-        lane = 0 if layout == "every second" or sizes == small else 8 if sizes == large and layout == "halves" else 4 if sizes == large else 2
+        lane = 2 if sizes == medium else 8 if layout == "halves" else 4
+        lane = 0 if sizes == small or layout == "every second" else lane
         for draw, per_element in product((True, False), (False, True)):
             yield from _both_ways(sizes, layout, BF16, draw, per_element, ("dz dkl", "dz", "dkl"), lane=lane, main=sizes == large)
         for dtype in (FP32, FP16, FP64):
