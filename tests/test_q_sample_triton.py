@@ -1,6 +1,7 @@
 """The kernels of q_sample against its reference, by the laboratory's checks."""
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.laboratory.compiling import (
 )
 from tests.laboratory.device import DEVICE, interpreter_only
 from tests.laboratory.soundness import assert_sound
-from tests.laboratory.tensors import FLOATS, GRADIENTS, LAYOUTS, dtypes, examples, gradient_layouts, layouts, random, shapes
+from tests.laboratory.tensors import FLOATS, LAYOUTS, dtypes, examples, gradient_layouts, layouts, random, shapes
 
 pytestmark = pytest.mark.kernels
 
@@ -65,8 +66,9 @@ def tolerance(dtype):
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-@pytest.mark.parametrize("shape", FORMS)
+@pytest.mark.parametrize(
+    ("shape", "layout"), [*product(FORMS, ["contiguous"]), *product(FORMS[4:7], ["channels_last", "permuted"])]
+)
 def test_accurate(shape, layout):
     assert_as_accurate(op, reference, *inputs(shape, layout=layout), "v")
     assert_as_accurate(op, reference, *inputs(shape, layout=layout, draw=False), "flow")
@@ -80,7 +82,7 @@ def test_every_target(target):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("gradients", GRADIENTS)
+@pytest.mark.parametrize("gradients", ["sliced", "expanded"])
 def test_every_dtype_and_any_gradient(dtype, gradients):
     for shape in ((130, 16), (3, 8, 7, 5)):
         assert_as_accurate(op, reference, *inputs(shape, dtype, "channels_last", draw=False), "v", gradients=gradients)
@@ -139,7 +141,7 @@ def test_bytes(dtype):
     assert op(ends, ones, 0 * ones, torch.ones(1, 2, device=DEVICE), None, dtype).tolist() == [[-1, 1]]
 
 
-@examples(30)
+@examples(20)
 @given(
     shapes(max_elements=2**10),
     layouts(),
