@@ -1,5 +1,6 @@
 """Ops at named shapes, each beside what a user of PyTorch writes: what traffic, benchmarks and the campaign run over."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +14,12 @@ from fastgen.functional import (
     noise_key,
     philox_normal,
     q_sample,
+    reconstruction_nll,
     reparameterize_kl,
     timestep_embedding,
 )
 from fastgen_kernels.q_sample import Target
+from fastgen_kernels.reconstruction_nll import Likelihood
 from fastgen_kernels.timestep_embedding import timestep_embedding_reference
 
 Outputs = tuple[Tensor, ...]
@@ -190,6 +193,37 @@ def _text(shape: tuple[int, ...], dtype: torch.dtype) -> str:
     return f"{'x'.join(map(str, shape))} {_name(dtype)}"
 
 
+def _reconstruction_nll(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, data: torch.dtype, likelihood: Likelihood = "bernoulli", *,
+    channels_last: bool = False,
+) -> Case:  # fmt: skip
+    """Logits of dtype `dtype` for images of dtype `data`; eager computes in fp32 as ours does."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        logits, x = torch.randn(shape, dtype=dtype, device=device), torch.rand(shape, device=device)
+        x = (255 * x).to(data) if data == torch.uint8 else x.to(data)
+        if channels_last:
+            logits, x = (y.contiguous(memory_format=torch.channels_last) for y in (logits, x))
+        return logits.requires_grad_(), x
+
+    def eager(logits: Tensor, x: Tensor) -> Outputs:
+        logits, x = logits.float(), x.float() / 255 if data == torch.uint8 else x.float()
+        if likelihood == "bernoulli":
+            return (F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1),)
+        return ((0.5 * (x - logits.sigmoid()).square() + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1),)
+
+    of_logits, of_data = (_elements(shape) * x.itemsize for x in (dtype, data))
+    return Case(
+        "reconstruction_nll",
+        f"{name} {_text(shape, dtype)} of {_name(data)}, {likelihood}{' channels_last' if channels_last else ''}",
+        inputs,
+        lambda logits, x: (reconstruction_nll(logits, x, likelihood=likelihood),),
+        eager,
+        forward=of_logits + of_data,
+        backward=2 * of_logits + of_data,
+    )
+
+
 def _timestep_embedding(name: str, n: int, dim: int) -> Case:
     def eager(t: Tensor) -> Outputs:
         return (timestep_embedding_reference(t, dim, 10_000.0),)
@@ -244,6 +278,13 @@ CASES = [
     _denoising_loss("64²", (256, 3, 64, 64), UINT8, BF16, "v"),
     _denoising_loss("SD latents", (64, 4, 64, 64), BF16, BF16, "v"),
     _denoising_loss("many latents", (1024, 16, 64, 64), BF16, BF16, "flow"),
+    _reconstruction_nll("MLP VAE", (128, 784), FP32, FP32),
+    _reconstruction_nll("MLP VAE", (128, 784), FP32, UINT8, "gaussian"),
+    _reconstruction_nll("CIFAR", (64, 3, 32, 32), BF16, UINT8, channels_last=True),
+    _reconstruction_nll("CIFAR", (512, 3, 32, 32), BF16, UINT8, channels_last=True),
+    _reconstruction_nll("64²", (256, 3, 64, 64), BF16, UINT8),
+    _reconstruction_nll("images", (1024, 3, 128, 128), FP32, FP32),
+    _reconstruction_nll("images", (1024, 3, 128, 128), BF16, BF16, "gaussian"),
     _timestep_embedding("UNet batch", 128, 128),
     _timestep_embedding("UNet batch", 512, 512),
 ]

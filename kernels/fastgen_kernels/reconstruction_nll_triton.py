@@ -76,6 +76,12 @@ def slope(logit, x, INVERSE_STD: tl.constexpr):
 
 
 @triton.jit
+def remaining(first, stop, BLOCK: tl.constexpr):
+    """How many of BLOCK there are from first on; int32, as comparisons of int64 take registers that kernels then spill."""
+    return tl.minimum(stop - first, BLOCK).to(tl.int32)
+
+
+@triton.jit
 def forward_kernel(
     logits_ptr, logits_strides, x_ptr, x_strides, nll_ptr,
     N, C, S, E, SPAN,
@@ -83,20 +89,22 @@ def forward_kernel(
     LOGITS_FLAT: tl.constexpr, X_FLAT: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The negative log-likelihood of SPAN elements of a sample, summed over each lane and then across the lanes."""
-    n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    sample = tl.program_id(0).to(tl.int64) * SAMPLES
+    i = tl.arange(0, SAMPLES)[:, None]
+    n, exists = sample + i, i < remaining(sample, N, SAMPLES)
     e = tl.arange(0, BLOCK)[None, :]
     E = tl.cast(E, tl.int64)
     start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
     stop = tl.minimum(start + SPAN, E)
     total = tl.zeros((SAMPLES, BLOCK), COMPUTE)
     for first in range(start, stop, BLOCK):
-        inside = (n < N) & (e < stop - first)
+        inside = exists & (e < remaining(first, stop, BLOCK))
         logits_at = n * logits_strides[0] + offsets(0, first, e, C, S, 0, logits_strides, LOGITS_FLAT, False)
         x_at = n * x_strides[0] + offsets(0, first, e, C, S, 0, x_strides, X_FLAT, False)
         logit = tl.load(logits_ptr + logits_at, inside).to(COMPUTE)
         x = as_probability(tl.load(x_ptr + x_at, inside), COMPUTE)
         total += tl.where(inside, element_nll(logit, x, INVERSE_STD, CONSTANT), 0.0)
-    tl.store(nll_ptr + n * tl.num_programs(1) + tl.program_id(1), tl.sum(total, 1)[:, None], n < N)
+    tl.store(nll_ptr + n * tl.num_programs(1) + tl.program_id(1), tl.sum(total, 1)[:, None], exists)
 
 
 @triton.jit
@@ -108,12 +116,14 @@ def backward_kernel(
 ):  # fmt: skip
     """dlogits = dnll times the slope."""
     tiles = tl.cdiv(E, BLOCK)
-    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    sample = (tl.program_id(0) // tiles).to(tl.int64) * SAMPLES
+    i = tl.arange(0, SAMPLES)[:, None]
+    n, exists = sample + i, i < remaining(sample, N, SAMPLES)
     e = tl.arange(0, BLOCK)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
-    dnll = tl.load(dnll_ptr + n * dnll_stride, n < N).to(COMPUTE)
+    dnll = tl.load(dnll_ptr + n * dnll_stride, exists).to(COMPUTE)
 
-    inside = (n < N) & (e < E - first)
+    inside = exists & (e < remaining(first, E, BLOCK))
     logits_at = n * logits_strides[0] + offsets(0, first, e, C, S, 0, logits_strides, LOGITS_FLAT, False)
     x_at = n * x_strides[0] + offsets(0, first, e, C, S, 0, x_strides, X_FLAT, False)
     logit = tl.load(logits_ptr + logits_at, inside).to(COMPUTE)
@@ -134,6 +144,7 @@ def forward(logits: Tensor, x: Tensor, likelihood: str, std: float) -> Tensor:
         forward_kernel[grid](
             **arguments, nll_ptr=nll, SPAN=triton.cdiv(tiles, parts) * constants["BLOCK"],
             CONSTANT=math.log(std) + 0.5 * math.log(2 * math.pi), **constants,
+            num_warps=8 if constants["BLOCK"] > 1024 else 4,  # with 4, the largest tile of unaligned elements spills
         )  # fmt: skip
     return nll.sum(1) if parts > 1 else nll[:, 0]
 
@@ -152,20 +163,20 @@ def backward(dnll: Tensor, logits: Tensor, x: Tensor, likelihood: str, std: floa
 def plan(logits: Tensor, x: Tensor, likelihood: str, std: float) -> tuple[dict[str, Any], dict[str, Any], int]:
     """What both kernels take, as arguments and constants, and the number of tiles that cover a sample."""
     compute, innermost = compute_dtype(logits.dtype), channels_last(logits)
-    wide = compute == torch.float64
     logits, x = as_ncs(logits), as_ncs(x)
     if innermost:
         logits, x = logits.mT, x.mT
     n, c, s = logits.shape
     samples, blocks = tile(triton.cdiv(c * s, 4))
-    block = min(4 * blocks, 1024 if wide else 2048)  # twice as many spill where they are loaded one by one
+    logits_flat, x_flat = (y[0].is_contiguous() for y in (logits, x))
+    # In fp64, and where each element has an address of its own, more spill.
+    block = min(4 * blocks, 4096 if compute == torch.float32 and logits_flat and x_flat else 1024)
     arguments = {
         "logits_ptr": logits, "logits_strides": logits.stride(), "x_ptr": x, "x_strides": x.stride(),
         "N": n, "C": c, "S": s, "E": c * s,
     }  # fmt: skip
     constants = {
         "INVERSE_STD": 1 / std if likelihood == "gaussian" else None, "COMPUTE": TRITON_DTYPE[compute],
-        "LOGITS_FLAT": logits[0].is_contiguous(), "X_FLAT": x[0].is_contiguous(), "SAMPLES": samples, "BLOCK": block,
-        "num_warps": 8 if wide else 4,
+        "LOGITS_FLAT": logits_flat, "X_FLAT": x_flat, "SAMPLES": samples, "BLOCK": block,
     }  # fmt: skip
     return arguments, constants, triton.cdiv(c * s, block)
