@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.interpreter import recorded
+from benchmarks.traffic import counted
 from fastgen.functional import diffusion_loss
 from fastgen_kernels.diffusion_loss import KINDS, _diffusion_loss, _diffusion_loss_backward, diffusion_loss_reference
 from tests.laboratory.accuracy import assert_as_accurate
@@ -26,6 +26,7 @@ from tests.laboratory.tensors import FLOATS, dtypes, examples, gradient_layouts,
 pytestmark = pytest.mark.kernels
 
 FORMS = [
+    (1,),
     (3,),  # one element a sample
     (70, 16),  # many small samples to a program
     (9, 50),
@@ -78,7 +79,7 @@ def test_fp64(kind):
     """To fp64's own digits, which the tolerances do not ask for."""
     for f in (op, lambda pred, target, *rest: op(target, pred, *rest)):  # each tensor's gradient
         (pred, target), weight = (
-            (random((2, 9), torch.float64, seed=seed).requires_grad_() for seed in (0, 1)),
+            (random((2, 300), torch.float64, seed=seed).requires_grad_() for seed in (0, 1)),
             random((2,), torch.float64),
         )
         results = [x(pred, target, weight, kind) for x in (f, reference)]
@@ -117,6 +118,13 @@ def test_any_tensors(shape, pred_layout, target_layout, dtype, target_dtype, gra
     weight = random(shape[:1], seed=2) if weighted else None
     learned = learned and target_dtype != torch.float64  # its gradient would be fp64 of what is computed as pred is
     assert_as_accurate(op, reference, pred, target.requires_grad_(learned), weight, kind, gradients=gradients)
+
+
+@pytest.mark.kill
+def test_weights_of_any_stride():
+    pred, target, _ = inputs((5, 7))
+    for weight in (random((5, 2))[:, 1], random((1,)).expand(5)):
+        assert_as_accurate(op, reference, pred, target, weight, gradients="sliced")
 
 
 @pytest.mark.kill
@@ -161,18 +169,18 @@ def test_large_samples_are_summed_in_parts(monkeypatch, parts):
     ],
 )
 def test_sound(shape, pred_layout, target_layout):
-    assert_sound(op, *inputs(shape, torch.float32, pred_layout, target_layout, learned=True))
+    pred, target, weight = inputs(shape, torch.float32, pred_layout, target_layout)
+    assert_sound(op, pred, target.requires_grad_(), weight)
 
 
 @interpreter_only
 @pytest.mark.kill
 def test_one_launch_each_way():
+    """And none of PyTorch's own."""
     pred, target, weight = inputs((8, 4, 16, 16))
-    with recorded() as log:
-        loss = op(pred, target, weight)
-        assert log.launches == ["forward_kernel"]
-        torch.autograd.grad(loss, pred, loss.detach())
-        assert log.launches == ["forward_kernel", "backward_kernel"]
+    loss, forward = counted(lambda: op(pred, target, weight))
+    _, backward = counted(lambda: torch.autograd.grad(loss, pred, loss.detach()))
+    assert forward.launches == backward.launches == 1
 
 
 def test_saves_its_arguments_alone():

@@ -17,16 +17,16 @@ from fastgen_kernels.reparameterize_kl_triton import splits
 
 @triton.jit
 def load_target(x0_ptr, at, inside, eps, alpha, sigma, TARGET: tl.constexpr, SIGNAL: tl.constexpr):
-    """The target of the elements at x0_ptr + at, in SIGNAL; "eps" reads no x0."""
+    """The target of the elements at x0_ptr + at, made in SIGNAL; "eps" reads no x0."""
     if TARGET == "eps":
-        return eps.to(SIGNAL)
-    return make_target(as_signal(tl.load(x0_ptr + at, inside), SIGNAL), eps.to(SIGNAL), alpha, sigma, TARGET)
+        return eps
+    return make_target(as_signal(tl.load(x0_ptr + at, inside), SIGNAL), eps, alpha.to(SIGNAL), sigma.to(SIGNAL), TARGET)
 
 
 @triton.jit
 def forward_kernel(
     pred_ptr, pred_strides, x0_ptr, x0_strides, alpha_ptr, alpha_stride, sigma_ptr, sigma_stride, key_ptr,
-    weight_ptr, weight_stride, loss_ptr,
+    weight_ptr, loss_ptr,
     N, C, S, E, Q, SPAN,
     TARGET: tl.constexpr, KIND: tl.constexpr, SIGNAL: tl.constexpr, COMPUTE: tl.constexpr,
     FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
@@ -36,10 +36,10 @@ def forward_kernel(
     n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     j = tl.arange(0, BLOCKS)[None, :]
     Q = tl.cast(Q, tl.int64)
-    start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
+    start = tl.program_id(1).to(tl.int64) * SPAN
     stop = tl.minimum(start + SPAN, Q)
-    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N).to(SIGNAL)
-    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N).to(SIGNAL)
+    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N)
+    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N)
     key = load_key(key_ptr, n, n < N)
     total = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
     for first in range(start, stop, BLOCKS):
@@ -50,15 +50,16 @@ def forward_kernel(
             x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
             pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
             target = load_target(x0_ptr, x0_at, inside, normal[w], alpha, sigma, TARGET, SIGNAL).to(COMPUTE)
-            total += tl.where(inside, element_loss(pred - target, KIND), 0.0)
-    loss = times_weight(tl.sum(total, 1)[:, None] / E, weight_ptr, weight_stride, n, N)
+            # Where the sum is kept, not 0 added: that spills on compute capability 10.0.
+            total = tl.where(inside, total + element_loss(pred - target, KIND), total)
+    loss = times_weight(tl.sum(total, 1)[:, None] / E, weight_ptr, n, N)
     tl.store(loss_ptr + n * tl.num_programs(1) + tl.program_id(1), loss, n < N)
 
 
 @triton.jit
 def backward_kernel(
     dloss_ptr, dloss_stride, pred_ptr, pred_strides, x0_ptr, x0_strides, alpha_ptr, alpha_stride, sigma_ptr, sigma_stride,
-    key_ptr, weight_ptr, weight_stride, dpred_ptr, dpred_strides,
+    key_ptr, weight_ptr, dpred_ptr, dpred_strides,
     N, C, S, E, Q,
     TARGET: tl.constexpr, KIND: tl.constexpr, SIGNAL: tl.constexpr, COMPUTE: tl.constexpr,
     FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
@@ -69,10 +70,9 @@ def backward_kernel(
     j = tl.arange(0, BLOCKS)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
     Q = tl.cast(Q, tl.int64)
-    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N).to(SIGNAL)
-    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N).to(SIGNAL)
-    dloss = tl.load(dloss_ptr + n * dloss_stride, n < N).to(COMPUTE)
-    delement = times_weight(dloss, weight_ptr, weight_stride, n, N) / E
+    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N)
+    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N)
+    delement = times_weight(tl.load(dloss_ptr + n * dloss_stride, n < N), weight_ptr, n, N) / E
     normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
     for w in tl.static_range(4):
         inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
@@ -122,11 +122,13 @@ def plan(
     """What both kernels take, as arguments and constants, and the number of tiles that cover a sample."""
     compute, signal = compute_dtype(pred.dtype), compute_dtype(pred.dtype, x0.dtype)
     pred, x0 = as_ncs(pred), as_ncs(x0)
-    sizes, constants, tiles = cover(pred, *() if target == "eps" else (x0,))
+    # In fp64 1024 blocks spill.
+    most = 256 if torch.float64 in (compute, signal) else 1024
+    sizes, constants, tiles = cover(pred, *() if target == "eps" else (x0,), most=most)
     arguments = {
         "pred_ptr": pred, "pred_strides": pred.stride(), "x0_ptr": x0, "x0_strides": x0.stride(),
         "alpha_ptr": alpha, "alpha_stride": alpha.stride(0), "sigma_ptr": sigma, "sigma_stride": sigma.stride(0),
-        "key_ptr": key.contiguous(), "weight_ptr": weight, "weight_stride": 0 if weight is None else weight.stride(0), **sizes,
+        "key_ptr": key.contiguous(), "weight_ptr": None if weight is None else weight.contiguous(), **sizes,
     }  # fmt: skip
     constants |= {"TARGET": target, "KIND": kind, "SIGNAL": TRITON_DTYPE[signal], "COMPUTE": TRITON_DTYPE[compute]}
     return arguments, constants, tiles

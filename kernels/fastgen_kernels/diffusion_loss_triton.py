@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, offsets
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs
 from fastgen_kernels.diffusion_loss import CHARBONNIER_EPS
 from fastgen_kernels.layout import channels_last, compute_dtype, empty_like
 from fastgen_kernels.philox_triton import tile
@@ -50,60 +50,65 @@ def slope(d, KIND: tl.constexpr):
 
 
 @triton.jit
-def times_weight(x, weight_ptr, weight_stride, n, N):
+def times_weight(x, weight_ptr, n, N):
     """x, of one element a sample, times the samples' weights where there are any."""
     if weight_ptr is not None:
-        x *= tl.load(weight_ptr + n * weight_stride, n < N).to(x.dtype)
+        x *= tl.load(weight_ptr + n, n < N)
     return x
 
 
 @triton.jit
+def place(e, S, strides, FLAT: tl.constexpr):
+    """Where, within their sample, the elements e lie: one after another where they are FLAT."""
+    if FLAT:
+        return e
+    return e // S * strides[1] + e % S * strides[2]
+
+
+@triton.jit
 def forward_kernel(
-    pred_ptr, pred_strides, target_ptr, target_strides, weight_ptr, weight_stride, loss_ptr,
-    N, C, S, E, SPAN,
+    pred_ptr, pred_strides, target_ptr, target_strides, weight_ptr, loss_ptr,
+    N, S, E, SPAN,
     KIND: tl.constexpr, COMPUTE: tl.constexpr,
     PRED_FLAT: tl.constexpr, TARGET_FLAT: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """weight / E times the loss of SPAN elements of a sample, summed over each lane and then across the lanes."""
     n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
-    e = tl.arange(0, BLOCK)[None, :]
-    E = tl.cast(E, tl.int64)
-    start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
+    j = tl.arange(0, BLOCK)[None, :]
+    start = tl.program_id(1).to(tl.int64) * SPAN
     stop = tl.minimum(start + SPAN, E)
     total = tl.zeros((SAMPLES, BLOCK), COMPUTE)
     for first in range(start, stop, BLOCK):
-        inside = (n < N) & (e < stop - first)
-        pred_at = n * pred_strides[0] + offsets(0, first, e, C, S, 0, pred_strides, PRED_FLAT, False)
-        target_at = n * target_strides[0] + offsets(0, first, e, C, S, 0, target_strides, TARGET_FLAT, False)
+        inside = (n < N) & (j < stop - first)
+        pred_at = n * pred_strides[0] + place(first + j, S, pred_strides, PRED_FLAT)
+        target_at = n * target_strides[0] + place(first + j, S, target_strides, TARGET_FLAT)
         pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
         target = tl.load(target_ptr + target_at, inside).to(COMPUTE)
         total += tl.where(inside, element_loss(pred - target, KIND), 0.0)
-    loss = times_weight(tl.sum(total, 1)[:, None] / E, weight_ptr, weight_stride, n, N)
+    loss = times_weight(tl.sum(total, 1)[:, None] / E, weight_ptr, n, N)
     tl.store(loss_ptr + n * tl.num_programs(1) + tl.program_id(1), loss, n < N)
 
 
 @triton.jit
 def backward_kernel(
-    dloss_ptr, dloss_stride, pred_ptr, pred_strides, target_ptr, target_strides, weight_ptr, weight_stride, dpred_ptr,
-    N, C, S, E,
+    dloss_ptr, dloss_stride, pred_ptr, pred_strides, target_ptr, target_strides, weight_ptr, dpred_ptr,
+    N, S, E,
     KIND: tl.constexpr, COMPUTE: tl.constexpr,
     PRED_FLAT: tl.constexpr, TARGET_FLAT: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dpred = dloss weight / E l'(pred - target)."""
     tiles = tl.cdiv(E, BLOCK)
     n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
-    e = tl.arange(0, BLOCK)[None, :]
-    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
-    dloss = tl.load(dloss_ptr + n * dloss_stride, n < N).to(COMPUTE)
-    delement = times_weight(dloss, weight_ptr, weight_stride, n, N) / E
+    e = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    delement = times_weight(tl.load(dloss_ptr + n * dloss_stride, n < N), weight_ptr, n, N) / E
 
-    inside = (n < N) & (e < E - first)
-    pred_at = n * pred_strides[0] + offsets(0, first, e, C, S, 0, pred_strides, PRED_FLAT, False)
-    target_at = n * target_strides[0] + offsets(0, first, e, C, S, 0, target_strides, TARGET_FLAT, False)
+    inside = (n < N) & (e < E)
+    pred_at = n * pred_strides[0] + place(e, S, pred_strides, PRED_FLAT)
+    target_at = n * target_strides[0] + place(e, S, target_strides, TARGET_FLAT)
     pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
     target = tl.load(target_ptr + target_at, inside).to(COMPUTE)
     dpred = delement * slope(pred - target, KIND)
-    tl.store(dpred_ptr + n * E + first + e, rounded(dpred, dpred_ptr.dtype.element_ty), inside)
+    tl.store(dpred_ptr + n * E + e, rounded(dpred, dpred_ptr.dtype.element_ty), inside)
 
 
 def forward(pred: Tensor, target: Tensor, weight: Tensor | None, kind: str) -> Tensor:
@@ -143,10 +148,10 @@ def plan(
         pred, target = pred.transpose(1, 2), target.transpose(1, 2)
     n, c, s = pred.shape
     samples, blocks = tile(triton.cdiv(c * s, 4))
-    block = min(4 * blocks, 1024 if compute == torch.float64 else 4096)
+    block = min(4 * blocks, 1024) if compute == torch.float64 else 4 * blocks
     arguments = {
         "pred_ptr": pred, "pred_strides": pred.stride(), "target_ptr": target, "target_strides": target.stride(),
-        "weight_ptr": weight, "weight_stride": 0 if weight is None else weight.stride(0), "N": n, "C": c, "S": s, "E": c * s,
+        "weight_ptr": None if weight is None else weight.contiguous(), "N": n, "S": s, "E": c * s,
     }  # fmt: skip
     constants = {
         "KIND": kind, "COMPUTE": TRITON_DTYPE[compute], "PRED_FLAT": pred[0].is_contiguous(),
