@@ -214,12 +214,12 @@ def _losses(
 
 
 def _denoising_loss() -> Iterator[Launch]:
-    """As diffusion_loss, with every target and x0 in uint8. A lane has 8 elements side by side in the largest tile, 4 where the
-    channels are taken by quarters."""
+    """As diffusion_loss, with every target and x0 in uint8. A lane has 8 elements side by side in the largest tile, 2 of it in fp64,
+    4 where the channels are taken by quarters."""
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last"))]
     for (sizes, layout), dtype in product(layouts, (FP32, BF16, FP16, FP64)):
-        lane = 0 if sizes == small else 2 if sizes == medium else 8 if layout == "contiguous" else 4
+        lane = 0 if sizes == small else 2 if sizes == medium or dtype == FP64 else 8 if layout == "contiguous" else 4
         main = sizes == large and dtype == BF16
         yield from _denoising_losses(sizes, layout, layout, dtype, dtype, lane=lane, main=main)
         yield from _denoising_losses(sizes, layout, layout, dtype, torch.uint8, "v", lane=lane, main=main)
