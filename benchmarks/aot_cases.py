@@ -214,8 +214,8 @@ def _losses(
 
 
 def _denoising_loss() -> Iterator[Launch]:
-    """As diffusion_loss, with every target and x0 in uint8. A lane has 8 elements side by side in the largest tile, 2 of it in fp64,
-    4 where the channels are taken by quarters."""
+    """As diffusion_loss, with every target and x0 in uint8. A lane has 8 elements side by side in the largest tile, 2 of them in
+    fp64, 4 where the channels are taken by quarters."""
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last"))]
     for (sizes, layout), dtype in product(layouts, (FP32, BF16, FP16, FP64)):
