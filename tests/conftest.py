@@ -1,5 +1,5 @@
-"""One thread for every test: the tensors are small, and sums then come out the same on every machine. Where there is no GPU, Triton
-interprets kernels."""
+"""One thread for every test: the tensors are small, and sums then come out the same on every machine. Where there is no GPU,
+Triton interprets kernels."""
 
 import os
 import re
@@ -17,7 +17,7 @@ if not GPU:
 def pytest_ignore_collect(collection_path, config):
     """`pytest -m gpu` passes by files without such tests: it needs torch, Triton, numpy and pytest, and nothing else."""
     if config.option.markexpr == "gpu" and collection_path.name.startswith("test_"):
-        return re.search(r'mark\.(gpu|kernels)|"path"', collection_path.read_text()) is None or None
+        return re.search(r'mark\.(gpu|kernels)|usefixtures\("path"\)', collection_path.read_text()) is None or None
     return None
 
 

@@ -7,16 +7,12 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.interpreter import recorded
 from benchmarks.traffic import counted
 from fastgen import Diffusion, DiffusionObjective
 from fastgen.functional import denoising_loss, noise_key, philox_normal
-from fastgen.presets import PRESETS
-from fastgen.train import train
 from fastgen_kernels.denoising_loss import _denoising_loss, _denoising_loss_backward
 from fastgen_kernels.diffusion_loss import KINDS, diffusion_loss_reference
 from fastgen_kernels.dispatch import disabled
@@ -33,7 +29,8 @@ from tests.laboratory.compiling import (
 )
 from tests.laboratory.device import DEVICE, interpreter_only
 from tests.laboratory.soundness import assert_sound
-from tests.laboratory.tensors import FLOATS, LAYOUTS, dtypes, examples, gradient_layouts, layouts, random, shapes
+from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
+from tests.laboratory.tensors import FLOATS, LAYOUTS, random
 
 pytestmark = pytest.mark.kernels
 
@@ -282,6 +279,9 @@ def test_inductor():
 def test_training_follows_the_references_loss(tmp_path, monkeypatch):
     """`fastgen train mnist --steps 3 --batch-size 8 --log-every 1 --precision fp32`, but for the held-out images at the end,
     which are thousands."""
+    from fastgen.presets import PRESETS
+    from fastgen.train import train
+
     monkeypatch.setattr("fastgen.train.Preview", lambda *settings: lambda step: {})
     config = dataclasses.replace(PRESETS["mnist"], steps=3, batch_size=8, log_every=1, precision="fp32")
     losses = []

@@ -4,8 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.traffic import counted
 from fastgen.functional import diffusion_loss
@@ -21,7 +19,8 @@ from tests.laboratory.compiling import (
 )
 from tests.laboratory.device import DEVICE, interpreter_only
 from tests.laboratory.soundness import assert_sound
-from tests.laboratory.tensors import FLOATS, dtypes, examples, gradient_layouts, layouts, random, shapes
+from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
+from tests.laboratory.tensors import FLOATS, random
 
 pytestmark = pytest.mark.kernels
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from torch.autograd.gradcheck import GradcheckError
 from triton.runtime.interpreter import GridExecutor, interpreter_builder
 
@@ -25,7 +24,8 @@ from tests.laboratory.guard_pages import assert_in_bounds, guarded
 from tests.laboratory.races import assert_order_free, assert_race_free
 from tests.laboratory.samples import op_errors, op_info, op_samples
 from tests.laboratory.soundness import assert_sound
-from tests.laboratory.tensors import FLOATS, GRADIENTS, LAYOUTS, examples, gradient_layouts, random, shapes, tensors
+from tests.laboratory.strategies import examples, given, gradient_layouts, shapes, tensors
+from tests.laboratory.tensors import FLOATS, GRADIENTS, LAYOUTS, random
 
 pytestmark = pytest.mark.kernels
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 import fastgen
 from benchmarks.interpreter import last_program
@@ -81,6 +80,7 @@ def test_the_same_bits_for_any_block_size(shape):
 
 @pytest.mark.parametrize("draw", [philox_normal, philox_uniform])
 def test_distribution_of_a_million(draw):
+    stats = pytest.importorskip("scipy.stats")
     draws = draw((2, 2**19), noise_key(11, samples=2, device=DEVICE)).flatten().cpu().double().numpy()
     name, quantile = ("norm", stats.norm.ppf) if draw is philox_normal else ("uniform", lambda p: p)
     assert stats.kstest(draws, name).pvalue > 1e-3

@@ -5,8 +5,6 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.interpreter import recorded
 from fastgen.functional import noise_key, philox_normal, q_sample
@@ -22,7 +20,8 @@ from tests.laboratory.compiling import (
 )
 from tests.laboratory.device import DEVICE, interpreter_only
 from tests.laboratory.soundness import assert_sound
-from tests.laboratory.tensors import FLOATS, LAYOUTS, dtypes, examples, gradient_layouts, layouts, random, shapes
+from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
+from tests.laboratory.tensors import FLOATS, LAYOUTS, random
 
 pytestmark = pytest.mark.kernels
 

@@ -5,8 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.interpreter import last_program, recorded
 from fastgen.functional import noise_key, philox_normal, reparameterize_kl
@@ -25,7 +23,8 @@ from tests.laboratory.compiling import (
 from tests.laboratory.device import DEVICE, interpreter_only
 from tests.laboratory.far import lazy
 from tests.laboratory.soundness import assert_sound
-from tests.laboratory.tensors import FLOATS, GRADIENTS, dtypes, examples, gradient_layouts, layouts, random, shapes
+from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
+from tests.laboratory.tensors import FLOATS, GRADIENTS, random
 
 pytestmark = pytest.mark.kernels
 
