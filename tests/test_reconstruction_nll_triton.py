@@ -54,10 +54,13 @@ def reference(logits, x, likelihood="bernoulli", std=0.4):
 
 def inputs(shape, dtype=torch.float32, logits_layout="contiguous", x_layout="contiguous", data=None):
     """data: the dtype of x, the logits' own where it is None."""
-    logits, x = 2 * random(shape, dtype, logits_layout), 0.5 + 0.2 * random(shape, torch.float32, seed=1)
-    x = x.clamp(0, 1)
-    x = (255 * x).round().to(torch.uint8) if data == torch.uint8 else x.to(data or dtype)
-    return logits.requires_grad_(), x if x_layout == "contiguous" or data == torch.uint8 else LAYOUTS[x_layout](x)
+    logits, x = 2 * random(shape, dtype), (0.5 + 0.2 * random(shape, seed=1)).clamp(0, 1)
+    if data == torch.uint8:  # no NaN fits between its elements
+        strides = LAYOUTS[x_layout](x).stride()
+        x = torch.empty_strided(shape, strides, dtype=data, device=DEVICE).copy_((255 * x).round())
+    else:
+        x = LAYOUTS[x_layout](x.to(data or dtype))
+    return LAYOUTS[logits_layout](logits).requires_grad_(), x
 
 
 @pytest.mark.kill

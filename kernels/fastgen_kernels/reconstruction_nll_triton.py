@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, offsets
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs
+from fastgen_kernels.diffusion_loss_triton import place
 from fastgen_kernels.layout import channels_last, compute_dtype, empty_like
 from fastgen_kernels.philox_triton import tile
 from fastgen_kernels.q_sample_triton import rounded
@@ -31,7 +32,7 @@ def log1p(x):
     """log(1 + x) for x in [0, 1], to its last digits however small x is: near 1 tl.log has lost them."""
     if x.dtype == tl.float64:
         y = 1.0 + x
-        return tl.log(y) + (x - (y - 1.0)) / y
+        return tl.log(y) + (x - (y - 1.0))
     s = x / (2.0 + x)  # log(1 + x) = 2 artanh(s)
     t = s * s
     p = 0.28024458915947964
@@ -84,23 +85,21 @@ def remaining(first, stop, BLOCK: tl.constexpr):
 @triton.jit
 def forward_kernel(
     logits_ptr, logits_strides, x_ptr, x_strides, nll_ptr,
-    N, C, S, E, SPAN,
+    N, S, E, SPAN,
     INVERSE_STD: tl.constexpr, CONSTANT: tl.constexpr, COMPUTE: tl.constexpr,
     LOGITS_FLAT: tl.constexpr, X_FLAT: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The negative log-likelihood of SPAN elements of a sample, summed over each lane and then across the lanes."""
-    sample = tl.program_id(0).to(tl.int64) * SAMPLES
-    i = tl.arange(0, SAMPLES)[:, None]
+    sample, i = tl.program_id(0).to(tl.int64) * SAMPLES, tl.arange(0, SAMPLES)[:, None]
     n, exists = sample + i, i < remaining(sample, N, SAMPLES)
-    e = tl.arange(0, BLOCK)[None, :]
-    E = tl.cast(E, tl.int64)
-    start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
+    j = tl.arange(0, BLOCK)[None, :]
+    start = tl.program_id(1).to(tl.int64) * SPAN
     stop = tl.minimum(start + SPAN, E)
     total = tl.zeros((SAMPLES, BLOCK), COMPUTE)
     for first in range(start, stop, BLOCK):
-        inside = exists & (e < remaining(first, stop, BLOCK))
-        logits_at = n * logits_strides[0] + offsets(0, first, e, C, S, 0, logits_strides, LOGITS_FLAT, False)
-        x_at = n * x_strides[0] + offsets(0, first, e, C, S, 0, x_strides, X_FLAT, False)
+        inside = exists & (j < remaining(first, stop, BLOCK))
+        logits_at = n * logits_strides[0] + place(first + j, S, logits_strides, LOGITS_FLAT)
+        x_at = n * x_strides[0] + place(first + j, S, x_strides, X_FLAT)
         logit = tl.load(logits_ptr + logits_at, inside).to(COMPUTE)
         x = as_probability(tl.load(x_ptr + x_at, inside), COMPUTE)
         total += tl.where(inside, element_nll(logit, x, INVERSE_STD, CONSTANT), 0.0)
@@ -110,26 +109,24 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     dnll_ptr, dnll_stride, logits_ptr, logits_strides, x_ptr, x_strides, dlogits_ptr,
-    N, C, S, E,
+    N, S, E,
     INVERSE_STD: tl.constexpr, COMPUTE: tl.constexpr,
     LOGITS_FLAT: tl.constexpr, X_FLAT: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dlogits = dnll times the slope."""
     tiles = tl.cdiv(E, BLOCK)
-    sample = (tl.program_id(0) // tiles).to(tl.int64) * SAMPLES
-    i = tl.arange(0, SAMPLES)[:, None]
+    sample, i = (tl.program_id(0) // tiles).to(tl.int64) * SAMPLES, tl.arange(0, SAMPLES)[:, None]
     n, exists = sample + i, i < remaining(sample, N, SAMPLES)
-    e = tl.arange(0, BLOCK)[None, :]
-    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
-    dnll = tl.load(dnll_ptr + n * dnll_stride, exists).to(COMPUTE)
+    first, j = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK, tl.arange(0, BLOCK)[None, :]
+    dnll = tl.load(dnll_ptr + n * dnll_stride, exists)
 
-    inside = exists & (e < remaining(first, E, BLOCK))
-    logits_at = n * logits_strides[0] + offsets(0, first, e, C, S, 0, logits_strides, LOGITS_FLAT, False)
-    x_at = n * x_strides[0] + offsets(0, first, e, C, S, 0, x_strides, X_FLAT, False)
+    inside = exists & (j < remaining(first, E, BLOCK))
+    logits_at = n * logits_strides[0] + place(first + j, S, logits_strides, LOGITS_FLAT)
+    x_at = n * x_strides[0] + place(first + j, S, x_strides, X_FLAT)
     logit = tl.load(logits_ptr + logits_at, inside).to(COMPUTE)
     x = as_probability(tl.load(x_ptr + x_at, inside), COMPUTE)
     dlogits = dnll * slope(logit, x, INVERSE_STD)
-    tl.store(dlogits_ptr + n * E + first + e, rounded(dlogits, dlogits_ptr.dtype.element_ty), inside)
+    tl.store(dlogits_ptr + n * E + first + j, rounded(dlogits, dlogits_ptr.dtype.element_ty), inside)
 
 
 def forward(logits: Tensor, x: Tensor, likelihood: str, std: float) -> Tensor:
@@ -173,7 +170,7 @@ def plan(logits: Tensor, x: Tensor, likelihood: str, std: float) -> tuple[dict[s
     block = min(4 * blocks, 4096 if compute == torch.float32 and logits_flat and x_flat else 1024)
     arguments = {
         "logits_ptr": logits, "logits_strides": logits.stride(), "x_ptr": x, "x_strides": x.stride(),
-        "N": n, "C": c, "S": s, "E": c * s,
+        "N": n, "S": s, "E": c * s,
     }  # fmt: skip
     constants = {
         "INVERSE_STD": 1 / std if likelihood == "gaussian" else None, "COMPUTE": TRITON_DTYPE[compute],
