@@ -16,7 +16,9 @@ from fastgen_kernels import (
     q_sample_triton,
     reconstruction_nll_triton,
     reparameterize_kl_triton,
+    sampler_step_triton,
     timestep_embedding_triton,
+    to_x0_triton,
 )
 from fastgen_kernels.layout import compute_dtype, empty_like
 
@@ -280,6 +282,105 @@ def _likelihoods(
     yield Launch("reconstruction_nll", f"backward {name}", partial(run, reconstruction_nll_triton.backward, dnll), wide, main)
 
 
+def _to_x0() -> Iterator[Launch]:
+    """With and without guidance and step in every tile and layout, every dtype; inputs in the other memory format; odd and huge
+    sizes. Backward what is wanted. A lane has 8 elements side by side in the largest tile, 2 in the one before."""
+    small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
+    layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last", "every second"))]
+    for (sizes, layout), guided in product(layouts, (True, False)):
+        lane = 0 if layout == "every second" else {small: 0, medium: 2, large: 8}[sizes]
+        for dtype in (FP32, BF16, FP16, FP64) if guided and layout == "contiguous" else (BF16,):
+            main = sizes == large and dtype == BF16 and lane > 0
+            yield _to_x0_forward(sizes, layout, layout, dtype, guided, not guided, lane, main)
+    for sizes, layout, other in product(
+        (medium, large), ("contiguous", "channels_last"), ("contiguous", "channels_last", "unaligned")
+    ):
+        yield _to_x0_forward(sizes, layout, other, BF16, guided=True, counted=False)
+    for sizes in ((5, 3), (3, 3, 5, 5), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
+        yield _to_x0_forward(sizes, "contiguous", "contiguous", BF16, guided=True, counted=True)
+    yield from _multiples("to_x0", _run_to_x0_backward)
+
+
+def _to_x0_forward(
+    sizes: tuple[int, ...], layout: str, other: str, dtype: torch.dtype, guided: bool, counted: bool, lane: int = 0,
+    main: bool = False,
+) -> Launch:  # fmt: skip
+    """x in one layout, what the network gave in another; counted: with a step."""
+
+    def run() -> None:
+        out, x, uncond = (_laid_out(form, sizes, dtype) for form in (other, layout, other))
+        rest = (uncond, 1.0, torch.empty(len(x))) if guided else (None, 1.0, None)
+        to_x0_triton.forward(out, x, *torch.empty(2, len(x)), *rest, _STEP if counted else None)
+
+    name = f"forward{' uncond' * guided}{' step' * counted} {layout} {other} {sizes} {_text(dtype)}"
+    return Launch("to_x0", name, run, _wide(["out_ptr", "x_ptr", "x0_ptr"], lane, dtype), main)
+
+
+def _run_to_x0_backward(grad: Tensor, step: Tensor | None, dtypes: list[torch.dtype | None]) -> None:
+    to_x0_triton.backward(grad, *torch.empty(2, len(grad)), 1.0, torch.empty(len(grad)), step, *dtypes)
+
+
+def _sampler_step() -> Iterator[Launch]:
+    """As to_x0, with noise drawn or not. A lane has 4 elements side by side where noise takes many channels by quarters; of fp64
+    it has half as many."""
+    small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
+    layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last", "every second"))]
+    for (sizes, layout), draw in product(layouts, (True, False)):
+        lane = 0 if sizes == small or layout == "every second" else 2 if sizes == medium else 4
+        if sizes == large and (layout == "contiguous" or (layout == "channels_last" and not draw)):
+            lane = 8
+        for dtype in (FP32, BF16, FP16, FP64) if draw else (BF16,):
+            main = sizes == large and dtype == BF16 and lane > 0
+            side_by_side = lane // 2 if dtype == FP64 else lane
+            yield _sampler_step_forward(sizes, layout, layout, dtype, draw, draw, side_by_side, main)
+    for sizes, other, previous in product((medium, large), ("channels_last", "unaligned"), (True, False)):
+        yield _sampler_step_forward(sizes, "contiguous", other, BF16, draw=True, previous=previous)
+    for sizes in ((5, 3), (3, 3, 5, 5), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
+        yield _sampler_step_forward(sizes, "contiguous", "contiguous", BF16, draw=True, previous=True)
+    yield from _multiples("sampler_step", _run_sampler_step_backward)
+
+
+def _sampler_step_forward(
+    sizes: tuple[int, ...], layout: str, other: str, dtype: torch.dtype, draw: bool, previous: bool, lane: int = 0,
+    main: bool = False,
+) -> Launch:  # fmt: skip
+    """x and previous in one layout, x0_hat in another. A step is counted where noise is drawn."""
+
+    def run() -> None:
+        x, x0_hat, last = (_laid_out(form, sizes, dtype) for form in (layout, other, layout))
+        counted = (_key(len(x)), _STEP) if draw else (None, None)
+        sampler_step_triton.forward(
+            x, x0_hat, torch.empty(7, 4) if draw else torch.empty(4), last if previous else None, *counted
+        )
+
+    name = f"forward{' draw' * draw}{' previous' * previous} {layout} {other} {sizes} {_text(dtype)}"
+    return Launch("sampler_step", name, run, _wide(["x_ptr", "x0_ptr", "x_next_ptr"], lane, dtype), main)
+
+
+def _run_sampler_step_backward(grad: Tensor, step: Tensor | None, dtypes: list[torch.dtype | None]) -> None:
+    sampler_step_triton.backward(grad, torch.empty(4) if step is None else torch.empty(7, 4), step, *dtypes)
+
+
+def _multiples(op: str, run: Callable[[Tensor, Tensor | None, list[torch.dtype | None]], None]) -> Iterator[Launch]:
+    """Backward passes whose gradients are multiples of the one that arrives: each alone, and all in every tile and dtype."""
+
+    def launch(sizes, dtype, wanted=(1, 1, 1), step=None, lane=8, main=False):
+        grad, dtypes = torch.empty(sizes, dtype=dtype), [dtype if want else None for want in wanted]
+        name = f"backward {wanted}{' step' * (step is not None)} {sizes} {_text(dtype)}"
+        return Launch(op, name, partial(run, grad, step, dtypes), _wide(["grad_ptr"], lane, dtype), main)
+
+    small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
+    for sizes, dtype in product((small, medium, large), (FP32, BF16, FP64)):
+        yield launch(sizes, dtype, main=sizes == large and dtype == BF16)
+    for wanted in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        yield launch(large, BF16, wanted, _STEP)
+    for sizes in ((5, 3), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
+        yield launch(sizes, BF16, lane=0)
+
+
+_STEP = torch.zeros((), dtype=torch.int64)
+
+
 def _laid_out(layout: str, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     n, c, *s = sizes
     if layout == "channels_last":
@@ -312,4 +413,6 @@ LAUNCHES = [
     *_denoising_loss(),
     *_reconstruction_nll(),
     *_timestep_embedding(),
+    *_to_x0(),
+    *_sampler_step(),
 ]

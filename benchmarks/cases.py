@@ -16,7 +16,9 @@ from fastgen.functional import (
     q_sample,
     reconstruction_nll,
     reparameterize_kl,
+    sampler_step,
     timestep_embedding,
+    to_x0,
 )
 from fastgen_kernels.q_sample import Target
 from fastgen_kernels.reconstruction_nll import Likelihood
@@ -185,6 +187,70 @@ def _denoising_loss(name: str, shape: tuple[int, ...], clean: torch.dtype, dtype
     )
 
 
+def _to_x0(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, guided: bool = True, gradient: bool = False) -> Case:
+    """guided: both outputs of a network that runs on two halves of a batch."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        c_skip, c_out = torch.rand(2, shape[0], device=device)
+        x, out, *uncond = torch.randn((2 + guided) * shape[0], *shape[1:], dtype=dtype, device=device).split(shape[0])
+        return *(y.requires_grad_(gradient) for y in (out, x, *uncond)), c_skip, c_out
+
+    def ours(out: Tensor, x: Tensor, *rest: Tensor) -> Outputs:
+        *uncond, c_skip, c_out = rest
+        return (to_x0(out, x, c_skip, c_out, uncond=uncond[0] if uncond else None, guidance=7.5),)
+
+    def eager(out: Tensor, x: Tensor, *rest: Tensor) -> Outputs:
+        *uncond, c_skip, c_out = rest
+        out = uncond[0] + 7.5 * (out - uncond[0]) if uncond else out
+        c_skip, c_out = (c.view(-1, *[1] * (x.dim() - 1)) for c in (c_skip, c_out))
+        return ((c_skip * x + c_out * out).to(x.dtype),)
+
+    bytes_of_one = _elements(shape) * dtype.itemsize
+    return Case(
+        "to_x0",
+        f"{name} {_text(shape, dtype)}{' guided' * guided}",
+        inputs,
+        ours,
+        eager,
+        forward=(3 + guided) * bytes_of_one,
+        backward=(3 + guided) * bytes_of_one if gradient else None,
+    )
+
+
+def _sampler_step(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, *, draw: bool = False, previous: bool = False, gradient: bool = False
+) -> Case:
+    """A step by a table and a counter on the device: of DDIM, with noise of DDPM, with the last x0_hat of DPM-Solver++(2M)."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        tensors = torch.randn(2 + previous, *shape, dtype=dtype, device=device).requires_grad_(gradient).unbind(0)
+        table, step = torch.rand(50, 4, device=device), torch.tensor(20, device=device)
+        return *tensors, table, step, noise_key(0, samples=shape[0], device=device)
+
+    def ours(x: Tensor, x0_hat: Tensor, *rest: Tensor) -> Outputs:
+        *last, table, step, key = rest
+        return (sampler_step(x, x0_hat, table, previous=last[0] if last else None, key=key if draw else None, step=step),)
+
+    def eager(x: Tensor, x0_hat: Tensor, *rest: Tensor) -> Outputs:
+        *last, table, _, _ = rest
+        a, b, c, s = table[20]
+        x_next = a * x + b * x0_hat
+        x_next = x_next + c * last[0] if last else x_next
+        return (x_next + s * torch.randn_like(x) if draw else x_next,)
+
+    bytes_of_one = _elements(shape) * dtype.itemsize
+    return Case(
+        "sampler_step",
+        f"{name} {_text(shape, dtype)}{' previous' * previous}{' noise' * draw}",
+        inputs,
+        ours,
+        eager,
+        forward=(3 + previous) * bytes_of_one,
+        backward=(3 + previous) * bytes_of_one if gradient else None,
+        normals=_elements(shape) if draw else 0,
+    )
+
+
 def _elements(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
@@ -287,4 +353,16 @@ CASES = [
     _reconstruction_nll("images", (1024, 3, 128, 128), BF16, BF16, "gaussian"),
     _timestep_embedding("UNet batch", 128, 128),
     _timestep_embedding("UNet batch", 512, 512),
+    _to_x0("latents", (8, 4, 64, 64), FP32, gradient=True),
+    _to_x0("CIFAR", (64, 3, 32, 32), BF16, guided=False),
+    _to_x0("CIFAR", (512, 3, 32, 32), BF16, guided=False),
+    _to_x0("64²", (256, 3, 64, 64), BF16),
+    _to_x0("SD latents", (64, 4, 64, 64), BF16),
+    _to_x0("many latents", (1024, 16, 64, 64), BF16),
+    _sampler_step("latents", (8, 4, 64, 64), FP32, previous=True, gradient=True),
+    _sampler_step("CIFAR", (64, 3, 32, 32), BF16, draw=True),
+    _sampler_step("CIFAR", (512, 3, 32, 32), BF16),
+    _sampler_step("64²", (256, 3, 64, 64), BF16, draw=True),
+    _sampler_step("SD latents", (64, 4, 64, 64), BF16, previous=True),
+    _sampler_step("many latents", (1024, 16, 64, 64), BF16, previous=True, draw=True),
 ]

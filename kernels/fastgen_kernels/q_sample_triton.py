@@ -126,14 +126,14 @@ def forward(
     # Noise that is drawn follows the logical order; what is given is taken in that of memory.
     clean, out = (as_ncs(x) if eps is None else in_order(x, x_t) for x in (x0, x_t))
     compute = compute_dtype(x0.dtype, dtype)
-    wide = compute == torch.float64  # 4 warps would spill, as would 1024 blocks
-    sizes, constants, tiles = cover(out, clean, most=512 if wide else 1024)
+    # In fp64 1024 blocks spill.
+    sizes, constants, tiles = cover(out, clean, most=256 if compute == torch.float64 else 1024)
     grid = (triton.cdiv(len(x0), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(x0):
         forward_kernel[grid](
             clean, clean.stride(), alpha, alpha.stride(0), sigma, sigma.stride(0), None if eps is None else like(eps, x_t),
             None if key is None else key.contiguous(), x_t, made, out.stride(), **sizes,
-            TARGET=target, COMPUTE=TRITON_DTYPE[compute], **constants, num_warps=8 if wide else 4,
+            TARGET=target, COMPUTE=TRITON_DTYPE[compute], **constants,
         )  # fmt: skip
     return x_t, made
 

@@ -34,7 +34,7 @@ def forward_kernel(
     n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     j = tl.arange(0, BLOCKS)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
-    Q = tl.to_tensor(Q).to(tl.int64)
+    Q = tl.cast(Q, tl.int64)
     a, b, c, s = load_coefficients(coefficients_ptr, coefficients_strides, step_ptr, COMPUTE)
     if key_ptr is not None:
         normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
@@ -43,7 +43,8 @@ def forward_kernel(
         x_next_at = n * x_next_strides[0] + offsets(w, first, j, C, S, Q, x_next_strides, FLAT, QUARTERS)
         x_at = n * x_strides[0] + offsets(w, first, j, C, S, Q, x_strides, FLAT, QUARTERS)
         x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
-        x_next = a * tl.load(x_ptr + x_at, inside, 0.0).to(COMPUTE) + b * tl.load(x0_ptr + x0_at, inside, 0.0).to(COMPUTE)
+        x_next = a * tl.load(x_ptr + x_at, inside, 0.0).to(COMPUTE)
+        x_next += b * tl.load(x0_ptr + x0_at, inside, 0.0).to(COMPUTE)
         if previous_ptr is not None:
             previous_at = n * previous_strides[0] + offsets(w, first, j, C, S, Q, previous_strides, FLAT, QUARTERS)
             x_next += c * tl.load(previous_ptr + previous_at, inside, 0.0).to(COMPUTE)

@@ -21,8 +21,10 @@ def load_coefficients(
     c_skip = tl.load(c_skip_ptr + row * c_skip_stride, n < N, 0.0).to(COMPUTE)
     c_out = tl.load(c_out_ptr + row * c_out_stride, n < N, 0.0).to(COMPUTE)
     if scales_ptr is None:
-        return c_skip, c_out, tl.full(n.shape, scale, COMPUTE)
-    return c_skip, c_out, tl.load(scales_ptr + n * scales_stride, n < N, 0.0).to(COMPUTE)
+        guidance = tl.full(n.shape, scale, COMPUTE)
+    else:
+        guidance = tl.load(scales_ptr + n * scales_stride, n < N, 0.0).to(COMPUTE)
+    return c_skip, c_out, guidance
 
 
 @triton.jit
