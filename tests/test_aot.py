@@ -54,7 +54,7 @@ def test_every_kernel_on_other_architectures(tmp_path):
     assert {(r["op"], r["cc"]) for r in reports} == {(launch.op, cc) for launch in LAUNCHES for cc in (80, 100, 120)}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cc", [80, 90, 100, 120])
 def test_every_kernel_in_every_configuration(tmp_path, cc):
     reports, process = aot(tmp_path, "--cc", cc)
