@@ -96,7 +96,7 @@ def test_empty(draw, shape):
 
 
 @pytest.mark.parametrize("draw", [philox_normal, philox_uniform])
-@pytest.mark.parametrize("rest", [(), (3, 7, 5), (33000,)])
+@pytest.mark.parametrize("rest", [(), (3, 7, 5), (4200,)])
 def test_a_sample_does_not_depend_on_its_batch(draw, rest):
     key = noise_key(3, step=4, samples=64)
     whole = draw((64, *rest), key)

@@ -64,7 +64,7 @@ def test_normals_are_exact_to_a_few_units_in_the_last_place_of_the_radius():
         assert (np.abs(x.cpu().double().numpy() - y) / ulp).max() < 3
 
 
-@pytest.mark.parametrize("shape", [(5, 50), (3, 2100)])
+@pytest.mark.parametrize("shape", [(5, 50), (2, 500)])
 def test_the_same_bits_for_any_block_size(shape):
     n, e = shape
     q = -(-e // 4)
@@ -81,7 +81,10 @@ def test_the_same_bits_for_any_block_size(shape):
 @pytest.mark.parametrize("draw", [philox_normal, philox_uniform])
 def test_distribution_of_a_million(draw):
     stats = pytest.importorskip("scipy.stats")
-    draws = draw((2, 2**19), noise_key(11, samples=2, device=DEVICE)).flatten().cpu().double().numpy()
+    key, out = noise_key(11, samples=2, device=DEVICE), torch.empty(2, 2**19, device=DEVICE)
+    # In large tiles, which the interpreter is quicker with; the numbers are the same for any.
+    philox_kernel[(16,)](out, key, 2, 2**19, 2**17, NORMAL=draw is philox_normal, SAMPLES=1, BLOCKS=2**14)
+    draws = out.flatten().cpu().double().numpy()
     name, quantile = ("norm", stats.norm.ppf) if draw is philox_normal else ("uniform", lambda p: p)
     assert stats.kstest(draws, name).pvalue > 1e-3
     assert stats.chisquare(np.histogram(draws, quantile(np.linspace(0, 1, 1025)))[0]).pvalue > 1e-3
