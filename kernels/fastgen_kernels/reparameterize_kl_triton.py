@@ -64,7 +64,8 @@ def forward_kernel(
             word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, tl.exp(logvar)))
             tl.store(z_ptr + out, mu + std * eps, inside)
             if SUM:
-                kl += tl.where(inside, word, 0.0)
+                # Where the sum is kept, not 0 added: that spills in fp64.
+                kl = tl.where(inside, kl + word, kl)
             else:
                 tl.store(kl_ptr + out, word, inside)
     if SUM:
