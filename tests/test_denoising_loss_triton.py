@@ -76,7 +76,7 @@ def clean(shape, dtype, layout="contiguous"):
 
 def inputs(shape, dtype=torch.float32, pred_layout="contiguous", x0_layout="contiguous", x0_dtype=None, *, learned=False):
     """learned: whether the weight requires a gradient too."""
-    pred, x0 = 2 * random(shape, dtype, pred_layout), clean(shape, x0_dtype or dtype, x0_layout)
+    pred, x0 = LAYOUTS[pred_layout](2 * random(shape, dtype)), clean(shape, x0_dtype or dtype, x0_layout)
     alpha, sigma, weight = (random(shape[:1], seed=seed) for seed in (2, 3, 4))
     key = noise_key(2**40 + 3, 4, 5, shape[0], DEVICE)
     return pred.requires_grad_(), x0, alpha, sigma, key, weight.requires_grad_(learned)

@@ -20,7 +20,7 @@ from tests.laboratory.compiling import (
 from tests.laboratory.device import DEVICE, interpreter_only
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
-from tests.laboratory.tensors import FLOATS, random
+from tests.laboratory.tensors import FLOATS, LAYOUTS, random
 
 pytestmark = pytest.mark.kernels
 
@@ -47,7 +47,7 @@ def reference(pred, target, weight=None, kind="mse"):
 
 def inputs(shape, dtype=torch.float32, pred_layout="contiguous", target_layout="contiguous", *, learned=False):
     """learned: whether target and weight require gradients too."""
-    pred, target = 2 * random(shape, dtype, pred_layout), random(shape, dtype, target_layout, 1)
+    pred, target = LAYOUTS[pred_layout](2 * random(shape, dtype)), random(shape, dtype, target_layout, 1)
     weight = random(shape[:1], torch.float32, seed=2)
     return pred.requires_grad_(), target.requires_grad_(learned), weight.requires_grad_(learned)
 
