@@ -6,8 +6,9 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks.interpreter import recorded
+from benchmarks.interpreter import last_program, recorded
 from fastgen.functional import noise_key, philox_normal, q_sample
+from fastgen_kernels import q_sample_triton as kernels
 from fastgen_kernels.q_sample import TARGETS, _q_sample, _q_sample_backward, q_sample_reference
 from tests.laboratory.accuracy import assert_as_accurate, results
 from tests.laboratory.compiling import (
@@ -19,6 +20,7 @@ from tests.laboratory.compiling import (
     assert_registered,
 )
 from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import lazy
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
 from tests.laboratory.tensors import FLOATS, LAYOUTS, random
@@ -26,10 +28,11 @@ from tests.laboratory.tensors import FLOATS, LAYOUTS, random
 pytestmark = pytest.mark.kernels
 
 FORMS = [
+    (1,),
     (3,),  # one element a sample
     (130, 16),  # many small samples to a program
     (9, 50),  # E not a multiple of 4
-    (2, 4100),  # two tiles, the second of one block
+    (3, 4100),  # two tiles, the second of one block
     (3, 8, 7, 5),  # in channels_last, taken by quarters of the channels
     (2, 3, 5, 7),  # in channels_last, C not a multiple of 4
     (2, 4, 2, 3, 5),
@@ -60,13 +63,13 @@ def inputs(shape, dtype=torch.float32, layout="contiguous", *, draw=True):
 
 
 def tolerance(dtype):
-    """Of torch.testing, but for bf16, to which the interpreter truncates."""
-    return {"rtol": 2.0**-7, "atol": 1e-5} if dtype == torch.bfloat16 else {}
+    """Of torch.testing, but for bf16, to which the interpreter truncates, and for fp64, to its own digits."""
+    return {torch.bfloat16: {"rtol": 2.0**-7, "atol": 1e-5}, torch.float64: {"rtol": 1e-13, "atol": 1e-13}}.get(dtype, {})
 
 
 @pytest.mark.kill
 @pytest.mark.parametrize(
-    ("shape", "layout"), [*product(FORMS, ["contiguous"]), *product(FORMS[4:7], ["channels_last", "permuted"])]
+    ("shape", "layout"), [*product(FORMS, ["contiguous"]), *product(FORMS[5:8], ["channels_last", "permuted"])]
 )
 def test_accurate(shape, layout):
     assert_as_accurate(op, reference, *inputs(shape, layout=layout), "v")
@@ -120,6 +123,15 @@ def test_dtypes_may_differ(x0_dtype):
         assert ours["gradient of input 0"].dtype == x0_dtype
         for name in truth:
             torch.testing.assert_close(ours[name], truth[name], **tolerance(truth[name].dtype))
+
+
+@pytest.mark.kill
+def test_wider_arguments_do_not_widen_the_arithmetic():
+    """alpha, sigma and noise of fp32's values, in fp64: the same results, bit for bit."""
+    x0, *rest = inputs((9, 50), draw=False)
+    rest = [x.detach() for x in rest]
+    ours, expected = (results(op, x0, *given, "v") for given in ([x.double() for x in rest], rest))
+    assert all(ours[name].equal(expected[name]) for name in expected)
 
 
 @pytest.mark.kill
@@ -203,6 +215,60 @@ def test_no_result_is_an_argument():
 )
 def test_sound(shape, layout, draw, target):
     assert_sound(op, *inputs(shape, layout=layout, draw=draw), target)
+
+
+@pytest.mark.kill
+def test_without_a_target_there_is_no_second_result():
+    x0, alpha, sigma, noise = inputs((3, 5), draw=False)
+    assert _q_sample(x0, alpha, sigma, noise, None, None, torch.float32)[1].shape == (0,)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("shape", "compute", "programs", "samples", "block"),
+    [
+        ((65, 17), torch.float32, 17, 4, 256),
+        ((65, 16), torch.float64, 2, 64, 16),
+        ((2, 3, 1400), torch.float32, 4, 1, 4096),
+        ((2, 3, 1400), torch.float64, 10, 1, 1024),
+    ],
+)
+def test_tiles_in_the_order_of_memory(shape, compute, programs, samples, block):
+    grid, sizes = kernels.flat(torch.empty(shape), compute)
+    assert (grid, sizes["SAMPLES"], sizes["ELEMENTS"]) == ((programs,), samples, block)
+
+
+@pytest.mark.kill
+def test_what_lies_densely_is_taken_in_the_order_of_memory():
+    x = random((2, 3, 4, 5))
+    for dense in (x, LAYOUTS["channels_last"](x)):
+        assert kernels.in_order(dense, dense).is_contiguous()
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize(("dtype", "programs"), [(torch.float32, 1), (torch.float64, 3)])
+def test_a_program_takes_less_in_fp64(dtype, programs):
+    """As its registers ask."""
+    given = inputs((1, 2052), dtype)
+    with recorded() as log:
+        y, _ = op(*given)
+    assert len({access.program for access in log}) == programs
+    torch.testing.assert_close(y, reference(*given)[0])
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_elements_beyond_int32(monkeypatch):
+    """The last program of a launch over a sample of which three quarters are more than 2^31 elements, which are not all there."""
+    e, last = 3 * 2**30, 2**10
+    x0, one, key = lazy(e, torch.uint8)[None], torch.ones(1), noise_key(1)
+    x0[:, -last:] = torch.arange(last)
+    monkeypatch.setattr(kernels, "empty_like", lambda x, dtype: lazy(x.numel(), dtype).view(x.shape))
+    with last_program():
+        x_t, _ = kernels.forward(x0, one, 0 * one, None, key, None, torch.bfloat16)
+    monkeypatch.undo()
+    assert x_t[:, -last:].equal(op(x0[:, -last:], one, 0 * one, key, None, torch.bfloat16))
 
 
 @interpreter_only

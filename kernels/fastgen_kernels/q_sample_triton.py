@@ -74,16 +74,16 @@ def forward_kernel(
     j = tl.arange(0, BLOCKS)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
     Q = tl.cast(Q, tl.int64)
-    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N, 0.0).to(COMPUTE)
-    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N, 0.0).to(COMPUTE)
+    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N).to(COMPUTE)
+    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N).to(COMPUTE)
     if key_ptr is not None:
         normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
     for w in tl.static_range(4):
         inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
         out = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
         x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
-        x0 = as_signal(tl.load(x0_ptr + x0_at, inside, 0), COMPUTE)
-        eps = normal[w].to(COMPUTE) if key_ptr is not None else tl.load(eps_ptr + out, inside, 0.0).to(COMPUTE)
+        x0 = as_signal(tl.load(x0_ptr + x0_at, inside), COMPUTE)
+        eps = normal[w] if key_ptr is not None else tl.load(eps_ptr + out, inside).to(COMPUTE)
         tl.store(x_t_ptr + out, rounded(alpha * x0 + sigma * eps, x_t_ptr.dtype.element_ty), inside)
         if TARGET is not None:
             made = make_target(x0, eps, alpha, sigma, TARGET)
@@ -98,16 +98,16 @@ def backward_kernel(
     """dx0 = alpha dx_t and dnoise = sigma dx_t, each with its part of the target's gradient; all lie in one order of memory, and
     the pointer of one that is absent or not wanted is None."""
     n, at, inside = elements(N, E, SAMPLES, ELEMENTS)
-    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N, 0.0).to(COMPUTE)
-    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N, 0.0).to(COMPUTE)
+    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N).to(COMPUTE)
+    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N).to(COMPUTE)
     dx0 = tl.zeros((SAMPLES, ELEMENTS), COMPUTE)
     dnoise = tl.zeros((SAMPLES, ELEMENTS), COMPUTE)
     if dx_t_ptr is not None:
-        dx_t = tl.load(dx_t_ptr + at, inside, 0.0).to(COMPUTE)
+        dx_t = tl.load(dx_t_ptr + at, inside).to(COMPUTE)
         dx0 += alpha * dx_t
         dnoise += sigma * dx_t
     if dtarget_ptr is not None:
-        of_x0, of_noise = through_target(tl.load(dtarget_ptr + at, inside, 0.0).to(COMPUTE), alpha, sigma, TARGET)
+        of_x0, of_noise = through_target(tl.load(dtarget_ptr + at, inside).to(COMPUTE), alpha, sigma, TARGET)
         dx0 += of_x0
         dnoise += of_noise
     if dx0_ptr is not None:
@@ -147,7 +147,7 @@ def backward(
     dx0, dnoise = (grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in (x0, noise))
     if grad.numel() == 0:
         return dx0, dnoise
-    compute = compute_dtype(grad.dtype, *(dtype for dtype in (x0, noise) if dtype is not None))
+    compute = compute_dtype(grad.dtype, *filter(None, (x0, noise)))
     grid, arguments = flat(grad, compute)
     with torch.cuda.device_of(grad):
         backward_kernel[grid](
@@ -162,9 +162,9 @@ def flat(x: Tensor, compute: torch.dtype) -> tuple[tuple[int], dict[str, Any]]:
     """The grid over the elements of x in the order of memory, and the sizes and constants that go with it."""
     n, e = len(x), x[0].numel()
     samples, blocks = tile(triton.cdiv(e, 4))
-    most = min(4 * blocks, 1024 if compute == torch.float64 else 4096)
-    sizes = {"N": n, "E": e, "COMPUTE": TRITON_DTYPE[compute], "SAMPLES": samples, "ELEMENTS": most}
-    return (triton.cdiv(n, samples) * triton.cdiv(e, most),), sizes
+    block = min(4 * blocks, 1024 if compute == torch.float64 else 4096)
+    sizes = {"N": n, "E": e, "COMPUTE": TRITON_DTYPE[compute], "SAMPLES": samples, "ELEMENTS": block}
+    return (triton.cdiv(n, samples) * triton.cdiv(e, block),), sizes
 
 
 def in_order(y: Tensor, x: Tensor) -> Tensor:
