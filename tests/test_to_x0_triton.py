@@ -6,8 +6,9 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks.interpreter import recorded
+from benchmarks.interpreter import last_program, recorded
 from fastgen.functional import to_x0
+from fastgen_kernels import to_x0_triton as kernels
 from fastgen_kernels.to_x0 import _to_x0, _to_x0_backward, to_x0_reference
 from tests.laboratory.accuracy import assert_as_accurate, results
 from tests.laboratory.compiling import (
@@ -19,6 +20,8 @@ from tests.laboratory.compiling import (
     assert_registered,
 )
 from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import lazy
+from tests.laboratory.races import assert_race_free
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
 from tests.laboratory.tensors import FLOATS, LAYOUTS, random
@@ -29,7 +32,7 @@ FORMS = [
     (3,),  # one element a sample
     (130, 16),  # many small samples to a program
     (9, 50),  # E not a multiple of 4
-    (2, 4100),  # two tiles, the second of one block
+    (3, 4100),  # two tiles, the second of one block
     (3, 8, 7, 5),
     (2, 3, 5, 7),
     (2, 4, 2, 3, 5),
@@ -111,6 +114,16 @@ def test_every_dtype_and_any_gradient(dtype, gradients):
 
 
 @pytest.mark.kill
+def test_wider_arguments_do_not_widen_the_arithmetic():
+    """All but x, of fp32's values, in fp64: the same results, bit for bit."""
+    out, x, *rest = inputs((9, 50))
+    out, *rest = (y.detach() for y in (out, *rest))
+    expected = results(op, out, x, *rest)
+    ours = results(op, out.double(), x, *(y.double() for y in rest))
+    assert all(ours[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.kill
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dtypes_may_differ(dtype):
     out, x, c_skip, c_out, uncond, guidance = inputs((9, 50), dtype)
@@ -167,6 +180,41 @@ def test_sound(shape, layout, guided):
 def test_sound_with_a_step():
     out, x, c_skip, c_out, uncond, guidance = inputs((5, 7))
     assert_sound(op, out, x, c_skip[:3].clone(), c_out[:3].clone(), uncond, guidance, torch.tensor(2))
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize(("dtype", "programs"), [(torch.float32, 1), (torch.float64, 3)])
+def test_a_program_takes_less_in_fp64(dtype, programs):
+    """As its registers ask."""
+    given = inputs((1, 2052), dtype)
+    with recorded() as log:
+        x0_hat = op(*given)
+    assert len({access.program for access in log}) == programs
+    torch.testing.assert_close(x0_hat, reference(*given))
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_no_element_is_written_by_two_programs():
+    """Not even with the same number."""
+    given = inputs((1, 4100))
+    assert_race_free(lambda: op(*given))
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_elements_beyond_int32(monkeypatch):
+    """The last program of a launch over a sample of which three quarters are more than 2^31 elements, which are not all there."""
+    e, last = 3 * 2**30, 2**10
+    out, x = (lazy(e, torch.bfloat16)[None] for _ in range(2))
+    out[:, -last:], x[:, -last:] = (random((1, last), torch.bfloat16, seed=seed) for seed in range(2))
+    c_skip, c_out = torch.tensor([[0.5], [0.25]])
+    monkeypatch.setattr(kernels, "empty_like", lambda x: lazy(x.numel(), x.dtype).view(x.shape))
+    with last_program():
+        x0_hat = kernels.forward(out, x, c_skip, c_out, None, 1.0, None, None)
+    monkeypatch.undo()
+    assert x0_hat[:, -last:].equal(op(out[:, -last:], x[:, -last:], c_skip, c_out))
 
 
 @interpreter_only

@@ -17,13 +17,13 @@ def load_coefficients(
     n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE: tl.constexpr
 ):
     """c_skip, c_out and guidance of the samples. c_skip and c_out are those of row `step`, where there is one."""
-    row = n if step_ptr is None else tl.load(step_ptr) + tl.zeros_like(n)
-    c_skip = tl.load(c_skip_ptr + row * c_skip_stride, n < N, 0.0).to(COMPUTE)
-    c_out = tl.load(c_out_ptr + row * c_out_stride, n < N, 0.0).to(COMPUTE)
+    row = n if step_ptr is None else tl.full(n.shape, tl.load(step_ptr), tl.int64)
+    c_skip = tl.load(c_skip_ptr + row * c_skip_stride, n < N).to(COMPUTE)
+    c_out = tl.load(c_out_ptr + row * c_out_stride, n < N).to(COMPUTE)
     if scales_ptr is None:
         guidance = tl.full(n.shape, scale, COMPUTE)
     else:
-        guidance = tl.load(scales_ptr + n * scales_stride, n < N, 0.0).to(COMPUTE)
+        guidance = tl.load(scales_ptr + n * scales_stride, n < N).to(COMPUTE)
     return c_skip, c_out, guidance
 
 
@@ -48,13 +48,13 @@ def forward_kernel(
         x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
         out_at = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
         x_at = n * x_strides[0] + offsets(w, first, j, C, S, Q, x_strides, FLAT, QUARTERS)
-        out = tl.load(out_ptr + out_at, inside, 0.0).to(COMPUTE)
-        x = tl.load(x_ptr + x_at, inside, 0.0).to(COMPUTE)
+        out = tl.load(out_ptr + out_at, inside).to(COMPUTE)
+        x = tl.load(x_ptr + x_at, inside).to(COMPUTE)
         if uncond_ptr is not None:
             uncond_at = n * uncond_strides[0] + offsets(w, first, j, C, S, Q, uncond_strides, FLAT, QUARTERS)
-            uncond = tl.load(uncond_ptr + uncond_at, inside, 0.0).to(COMPUTE)
+            uncond = tl.load(uncond_ptr + uncond_at, inside).to(COMPUTE)
             out = uncond + scale * (out - uncond)
-        tl.store(x0_ptr + x0_at, (c_skip * x + c_out * out).to(x0_ptr.dtype.element_ty), inside)
+        tl.store(x0_ptr + x0_at, c_skip * x + c_out * out, inside)
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def backward_kernel(
     c_skip, c_out, scale = load_coefficients(
         n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE
     )
-    grad = tl.load(grad_ptr + at, inside, 0.0).to(COMPUTE)
+    grad = tl.load(grad_ptr + at, inside).to(COMPUTE)
     if dout_ptr is not None:
         tl.store(dout_ptr + at, rounded(scale * c_out * grad, dout_ptr.dtype.element_ty), inside)
     if dx_ptr is not None:
@@ -116,5 +116,5 @@ def backward(
 
 def coefficients(c_skip: Tensor, c_out: Tensor, scale: float, scales: Tensor | None, step: Tensor | None) -> tuple[Any, ...]:
     """As load_coefficients takes them."""
-    each = (None, 0) if scales is None else (scales, scales.stride(0))
+    each = (None, None) if scales is None else (scales, scales.stride(0))
     return c_skip, c_skip.stride(0), c_out, c_out.stride(0), scale, *each, step
