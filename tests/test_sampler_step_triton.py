@@ -5,8 +5,9 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks.interpreter import recorded
+from benchmarks.interpreter import last_program, recorded
 from fastgen.functional import at, noise_key, philox_normal, sampler_step, to_x0
+from fastgen_kernels import sampler_step_triton as kernels
 from fastgen_kernels.layout import compute_dtype
 from fastgen_kernels.sampler_step import _sampler_step, _sampler_step_backward, sampler_step_reference
 from tests.laboratory.accuracy import assert_as_accurate, results
@@ -19,6 +20,7 @@ from tests.laboratory.compiling import (
     assert_registered,
 )
 from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import lazy
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
 from tests.laboratory.tensors import FLOATS, LAYOUTS, random
@@ -29,7 +31,7 @@ FORMS = [
     (3,),  # one element a sample
     (130, 16),  # many small samples to a program
     (9, 50),  # E not a multiple of 4
-    (2, 4100),  # two tiles, the second of one block
+    (3, 4100),  # two tiles, the second of one block
     (3, 8, 7, 5),  # in channels_last, taken by quarters of the channels
     (2, 3, 5, 7),  # in channels_last, C not a multiple of 4
     (2, 4, 2, 3, 5),
@@ -116,6 +118,14 @@ def test_every_dtype_and_any_gradient(dtype, gradients):
 
 
 @pytest.mark.kill
+def test_wider_arguments_do_not_widen_the_arithmetic():
+    """All but x, of fp32's values, in fp64: the same result, bit for bit."""
+    x, x0_hat, row, previous, key = inputs((9, 50))
+    expected = op(x, x0_hat, row, previous, key)
+    assert op(x, x0_hat.double(), row.double(), previous.double(), key).equal(expected)
+
+
+@pytest.mark.kill
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dtypes_may_differ(dtype):
     x, x0_hat, row, previous, _ = inputs((9, 50), dtype)
@@ -158,6 +168,33 @@ def test_sound(shape, layout, previous, draw):
 def test_sound_with_a_step():
     x, x0_hat, row, previous, key = inputs((5, 7))
     assert_sound(op, x, x0_hat, row.repeat(3, 1), previous, key, torch.tensor(2))
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize(("dtype", "programs"), [(torch.float32, 1), (torch.float64, 2)])
+def test_a_program_takes_less_in_fp64(dtype, programs):
+    """As its registers ask."""
+    given = inputs((1, 2052), dtype)
+    with recorded() as log:
+        x_next = op(*given)
+    assert len({access.program for access in log}) == programs
+    torch.testing.assert_close(x_next, reference(*given))
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_elements_beyond_int32(monkeypatch):
+    """The last program of a launch over a sample of which three quarters are more than 2^31 elements, which are not all there."""
+    e, last = 3 * 2**30, 2**10
+    x, x0_hat = (lazy(e, torch.bfloat16)[None] for _ in range(2))
+    x[:, -last:], x0_hat[:, -last:] = (random((1, last), torch.bfloat16, seed=seed) for seed in range(2))
+    row = torch.tensor([0.5, 0.25, 0.0, 0.0])
+    monkeypatch.setattr(kernels, "empty_like", lambda x: lazy(x.numel(), x.dtype).view(x.shape))
+    with last_program():
+        x_next = kernels.forward(x, x0_hat, row, None, None, None)
+    monkeypatch.undo()
+    assert x_next[:, -last:].equal(op(x[:, -last:], x0_hat[:, -last:], row))
 
 
 @interpreter_only

@@ -43,14 +43,14 @@ def forward_kernel(
         x_next_at = n * x_next_strides[0] + offsets(w, first, j, C, S, Q, x_next_strides, FLAT, QUARTERS)
         x_at = n * x_strides[0] + offsets(w, first, j, C, S, Q, x_strides, FLAT, QUARTERS)
         x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
-        x_next = a * tl.load(x_ptr + x_at, inside, 0.0).to(COMPUTE)
-        x_next += b * tl.load(x0_ptr + x0_at, inside, 0.0).to(COMPUTE)
+        x_next = a * tl.load(x_ptr + x_at, inside).to(COMPUTE)
+        x_next += b * tl.load(x0_ptr + x0_at, inside).to(COMPUTE)
         if previous_ptr is not None:
             previous_at = n * previous_strides[0] + offsets(w, first, j, C, S, Q, previous_strides, FLAT, QUARTERS)
-            x_next += c * tl.load(previous_ptr + previous_at, inside, 0.0).to(COMPUTE)
+            x_next += c * tl.load(previous_ptr + previous_at, inside).to(COMPUTE)
         if key_ptr is not None:
-            x_next += s * normal[w].to(COMPUTE)
-        tl.store(x_next_ptr + x_next_at, x_next.to(x_next_ptr.dtype.element_ty), inside)
+            x_next += s * normal[w]
+        tl.store(x_next_ptr + x_next_at, x_next, inside)
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def backward_kernel(
     """dx = a grad, dx0_hat = b grad, dprevious = c grad; the pointer of one not wanted is None."""
     _, at, inside = elements(N, E, SAMPLES, ELEMENTS)
     a, b, c, _ = load_coefficients(coefficients_ptr, coefficients_strides, step_ptr, COMPUTE)
-    grad = tl.load(grad_ptr + at, inside, 0.0).to(COMPUTE)
+    grad = tl.load(grad_ptr + at, inside).to(COMPUTE)
     if dx_ptr is not None:
         tl.store(dx_ptr + at, rounded(a * grad, dx_ptr.dtype.element_ty), inside)
     if dx0_ptr is not None:
@@ -84,7 +84,7 @@ def forward(
     places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (previous is None)
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
-            *places, None if key is None else key.contiguous(), coefficients, (0, *coefficients.stride())[-2:], step,
+            *places, None if key is None else key.contiguous(), coefficients, (None, *coefficients.stride())[-2:], step,
             out, out.stride(), **sizes, COMPUTE=TRITON_DTYPE[compute], **constants, num_warps=8 if wide else 4,
         )  # fmt: skip
     return x_next
@@ -98,7 +98,7 @@ def backward(grad: Tensor, coefficients: Tensor, step: Tensor | None, *dtypes: t
     grid, arguments = flat(grad, compute_dtype(grad.dtype))
     with torch.cuda.device_of(grad):
         backward_kernel[grid](
-            like(grad, grad), coefficients, (0, *coefficients.stride())[-2:], step, *(y if y.numel() else None for y in grads),
+            like(grad, grad), coefficients, (None, *coefficients.stride())[-2:], step, *(y if y.numel() else None for y in grads),
             **arguments,
         )  # fmt: skip
     return grads
