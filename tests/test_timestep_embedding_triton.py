@@ -21,7 +21,10 @@ def exact(t, dim, max_period=10_000.0):
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(("n", "dim", "max_period"), [(9, 2, 10_000.0), (67, 15, 10_000.0), (3, 256, 10_000.0), (4, 30, 50.0)])
+@pytest.mark.parametrize(
+    ("n", "dim", "max_period"),
+    [(9, 2, 10_000.0), (67, 15, 10_000.0), (3, 256, 10_000.0), (4, 30, 50.0), (2, 1100, 10_000.0)],
+)
 def test_accurate(n, dim, max_period):
     t = torch.linspace(0, 1, 2 * n, device=DEVICE)[1::2]
     torch.testing.assert_close(timestep_embedding(t, dim, max_period).double(), exact(t, dim, max_period), rtol=0, atol=2e-7)
@@ -32,6 +35,16 @@ def test_accurate(n, dim, max_period):
 @pytest.mark.parametrize(("n", "dim"), [(5, 7), (130, 8)])
 def test_sound(n, dim):
     assert_sound(lambda t: timestep_embedding(t, dim), torch.rand(n))
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize("dim", [14, 15])
+def test_each_element_is_written_once(dim):
+    """The threads of a program store in any order."""
+    with recorded() as log:
+        timestep_embedding(torch.rand(3), dim)
+    assert sum(access.addresses.size for access in log if access.kind == "store") == 3 * dim
 
 
 @interpreter_only

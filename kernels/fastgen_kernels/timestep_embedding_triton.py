@@ -13,19 +13,21 @@ from fastgen_kernels.philox_triton import cos_sin
 
 @triton.jit
 def embedding_kernel(
-    out_ptr, t_ptr, t_stride, N, D, HALF, OCTAVES: tl.constexpr, SPEED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    out_ptr, t_ptr, t_stride, N, D, HALF,
+    ODD: tl.constexpr, OCTAVES: tl.constexpr, SPEED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """SPEED: quarter turns of the fastest wave for t = 1. OCTAVES: between it and the slowest."""
     n = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     i = tl.arange(0, COLUMNS)[None, :]
-    t = tl.load(t_ptr + n * t_stride, n < N, 0.0).to(tl.float64)
+    t = tl.load(t_ptr + n * t_stride, n < N).to(tl.float64)
     quarters = t * SPEED * tl.exp2(-OCTAVES * (i.to(tl.float64) / HALF))
     q = tl.floor(quarters + 0.5)
     cos, sin = cos_sin(q.to(tl.int32), (quarters - q).to(tl.float32))
     row = out_ptr + n * D
     tl.store(row + i, cos, (n < N) & (i < HALF))
     tl.store(row + HALF + i, sin, (n < N) & (i < HALF))
-    tl.store(row + 2 * HALF + i, tl.zeros((ROWS, COLUMNS), tl.float32), (n < N) & (2 * HALF + i < D))
+    if ODD:
+        tl.store(row + 2 * HALF, 0.0, n < N)
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float) -> Tensor:
@@ -37,6 +39,6 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float) -> Tensor:
     with torch.cuda.device_of(t):
         embedding_kernel[(triton.cdiv(len(t), rows),)](
             out, t, t.stride(0), len(t), dim, dim // 2,
-            OCTAVES=math.log2(max_period), SPEED=2000 / math.pi, ROWS=rows, COLUMNS=columns,
+            ODD=dim % 2 == 1, OCTAVES=math.log2(max_period), SPEED=2000 / math.pi, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
     return out
