@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.interpreter import recorded
+from benchmarks.interpreter import last_program, recorded
 from benchmarks.traffic import counted
 from fastgen import Diffusion, DiffusionObjective
 from fastgen.functional import denoising_loss, noise_key, philox_normal
+from fastgen_kernels import denoising_loss_triton as kernels
 from fastgen_kernels.denoising_loss import _denoising_loss, _denoising_loss_backward
 from fastgen_kernels.diffusion_loss import KINDS, diffusion_loss_reference
 from fastgen_kernels.dispatch import disabled
 from fastgen_kernels.layout import compute_dtype, per_sample
 from fastgen_kernels.q_sample import TARGETS, as_signal, make_target
-from tests.laboratory.accuracy import assert_as_accurate
+from tests.laboratory.accuracy import assert_as_accurate, results
 from tests.laboratory.compiling import (
     assert_checkpoints,
     assert_compiles,
@@ -28,6 +29,7 @@ from tests.laboratory.compiling import (
     assert_registered,
 )
 from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import lazy
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
 from tests.laboratory.tensors import FLOATS, LAYOUTS, random
@@ -39,7 +41,7 @@ FORMS = [
     ((3,), "contiguous"),  # one element a sample
     ((70, 16), "contiguous"),  # many small samples to a program
     ((9, 50), "contiguous"),  # E not a multiple of 4
-    ((2, 4100), "contiguous"),  # two rounds of the loop, the second of one block
+    ((3, 4100), "contiguous"),  # two rounds of the loop, the second of one block
     ((3, 8, 7, 5), "contiguous"),
     ((3, 8, 7, 5), "channels_last"),  # taken by quarters of the channels
     ((3, 8, 7, 5), "permuted"),
@@ -134,6 +136,23 @@ def test_dtypes_of_pred_and_x0_may_differ(dtype, x0_dtype):
         torch.testing.assert_close(op(*given), reference(*given), rtol=1e-13, atol=0)
 
 
+@pytest.mark.kill
+def test_wider_coefficients_do_not_widen_the_arithmetic():
+    """alpha and sigma of fp32's values, in fp64: the same results, bit for bit."""
+    pred, x0, alpha, sigma, key, weight = inputs((9, 50))
+    ours = results(op, pred, x0, alpha.double(), sigma.double(), key, weight)
+    expected = results(op, pred, x0, alpha, sigma, key, weight)
+    assert all(ours[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.kill
+def test_the_difference_is_taken_as_pred_is():
+    """A target of more digits is rounded first."""
+    pred, x0, *rest = inputs((9, 50), x0_dtype=torch.float64)
+    ours, expected = (results(op, pred, target, *rest, "x0") for target in (x0 / 3, (x0 / 3).float()))
+    assert all(ours[name].equal(expected[name]) for name in expected)
+
+
 @examples(15)
 @given(
     shapes(max_elements=2**10),
@@ -163,7 +182,7 @@ def test_coefficients_of_any_stride():
 @pytest.mark.kill
 @pytest.mark.parametrize("parts", [2, 3])
 def test_large_samples_are_summed_in_parts(monkeypatch, parts):
-    monkeypatch.setattr("fastgen_kernels.denoising_loss_triton.splits", lambda n, tiles: parts)
+    monkeypatch.setattr(kernels, "splits", lambda n, tiles: parts)
     assert_as_accurate(op, reference, *inputs((2, 3, 4100)))
 
 
@@ -172,6 +191,35 @@ def test_what_the_target_is_made_of_has_gradients_too():
         given = inputs((3, 5))
         given[i].requires_grad_()
         assert_as_accurate(op, reference, *given)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("dtype", "x0_dtype", "blocks", "tiles"),
+    [
+        (torch.float32, torch.uint8, 1024, 2),
+        (torch.float64, torch.float32, 256, 5),
+        (torch.float32, torch.float64, 256, 5),
+    ],
+)
+def test_tiles(dtype, x0_dtype, blocks, tiles):
+    """A program takes less where anything is in fp64, as its registers ask."""
+    _, constants, found = kernels.plan(*inputs((1, 4100), dtype, x0_dtype=x0_dtype), "v", "mse")
+    assert (constants["BLOCKS"], found) == (blocks, tiles)
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_elements_beyond_int32(monkeypatch):
+    """The last program of a launch over a sample of which three quarters are more than 2^31 elements, which are not all there."""
+    e, last = 3 * 2**30, 2**10
+    pred, x0, one, key = lazy(e, torch.bfloat16)[None], lazy(e, torch.uint8)[None], torch.ones(1), noise_key(1)
+    pred[:, -last:], x0[:, -last:] = random((1, last), torch.bfloat16), torch.arange(last)
+    monkeypatch.setattr(kernels, "empty_like", lambda x: lazy(x.numel(), x.dtype).view(x.shape))
+    with last_program():
+        dpred = kernels.backward(e * one, pred, x0, one, one, key, None, "x0", "mse")
+    end = (x[:, -last:].clone() for x in (pred, x0))
+    assert dpred[:, -last:].equal(kernels.backward(last * one, *end, one, one, key, None, "x0", "mse"))
 
 
 @interpreter_only
