@@ -9,6 +9,7 @@ import torch
 from benchmarks.traffic import counted
 from fastgen import VAE, VAEObjective
 from fastgen.functional import noise_key, reconstruction_nll
+from fastgen_kernels import reconstruction_nll_triton as kernels
 from fastgen_kernels.dispatch import disabled
 from fastgen_kernels.reconstruction_nll import (
     LIKELIHOODS,
@@ -171,7 +172,7 @@ def test_nan_stays(likelihood):
 @pytest.mark.kill
 @pytest.mark.parametrize("parts", [2, 3])
 def test_large_samples_are_summed_in_parts(monkeypatch, parts):
-    monkeypatch.setattr("fastgen_kernels.reconstruction_nll_triton.splits", lambda n, tiles: parts)
+    monkeypatch.setattr(kernels, "splits", lambda n, tiles: parts)
     assert_as_accurate(op, reference, *inputs((2, 3, 4100)), "gaussian")
 
 
@@ -190,9 +191,7 @@ def test_large_samples_are_summed_in_parts(monkeypatch, parts):
     ],
 )
 def test_tiles(shape, dtype, logits_layout, x_layout, samples, block, tiles):
-    from fastgen_kernels.reconstruction_nll_triton import plan
-
-    _, constants, found = plan(*inputs(shape, dtype, logits_layout, x_layout), "bernoulli", 1.0)
+    _, constants, found = kernels.plan(*inputs(shape, dtype, logits_layout, x_layout), "bernoulli", 1.0)
     assert (constants["SAMPLES"], constants["BLOCK"], found) == (samples, block, tiles)
 
 
