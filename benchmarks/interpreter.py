@@ -66,7 +66,8 @@ def recorded() -> Iterator[Log]:
         def access(*args, **kwargs):
             pointers = args[pointers_at]
             addresses = np.asarray(pointers.data)
-            active = True if mask_at is None else np.asarray(args[mask_at].data)
+            # A mask made with a scalar on one side comes as int32.
+            active = True if mask_at is None else np.asarray(args[mask_at].data).astype(bool)
             addresses = addresses[np.broadcast_to(active, addresses.shape)].astype(np.int64)
             width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
             relaxed = semantics_at is not None and args[semantics_at] == MEM_SEMANTIC.RELAXED

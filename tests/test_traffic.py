@@ -90,6 +90,18 @@ def test_strided_reads_fill_sectors_with_what_is_not_asked_for():
     assert traffic_of_copy(640, stride=16) == Traffic(2560, 2560, 640, 80, launches=1)
 
 
+@triton.jit
+def some(out_ptr, n, m, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, i, (i < n) & (n < m))
+
+
+@pytest.mark.parametrize(("n", "m", "stored"), [(3, 4, 3), (3, 3, 0)])
+def test_a_mask_with_a_scalar_on_one_side(n, m, stored):
+    _, traffic = counted(lambda: some[(1,)](torch.empty(8, dtype=torch.int32), n, m, BLOCK=8))
+    assert traffic.stored == 4 * stored
+
+
 def test_a_second_read_counts_in_bytes():
     """Its sectors are in the program's cache."""
     assert traffic_of_copy(640, again=1) == Traffic(5120, 2560, 80, 80, launches=1)
