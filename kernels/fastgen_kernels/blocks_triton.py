@@ -31,6 +31,12 @@ def offsets(w: tl.constexpr, first, j, C, S, Q, strides, FLAT: tl.constexpr, QUA
 
 
 @triton.jit
+def remaining(first, stop, BLOCK: tl.constexpr):
+    """How many of BLOCK there are from first on; int32, as comparisons of int64 take registers that kernels then spill."""
+    return tl.minimum(stop - first, BLOCK).to(tl.int32)
+
+
+@triton.jit
 def noise(key, first, j, C, S, QUARTERS: tl.constexpr):
     """The four normals of each block, for a key as philox_triton.load_key gives it."""
     block = (first + j).to(tl.int32)
@@ -47,11 +53,11 @@ def cover(out: Tensor, *inputs: Tensor, most: int = 1024) -> tuple[dict[str, int
     most: blocks of a program."""
     n, c, s = out.shape
     q = triton.cdiv(c * s, 4)
-    samples, blocks = tile(q)
-    blocks = min(blocks, most)
     flat = all(x[0].is_contiguous() for x in (out, *inputs))
-    sizes = {"N": n, "C": c, "S": s, "E": c * s, "Q": q}
     quarters = not flat and channels_last(out) and c % 4 == 0
+    samples, blocks = tile(q)
+    blocks = min(blocks, most if flat or quarters else most // 2)  # where each element has an address of its own, more spill
+    sizes = {"N": n, "C": c, "S": s, "E": c * s, "Q": q}
     constants = {"FLAT": flat, "QUARTERS": quarters, "SAMPLES": samples, "BLOCKS": blocks}
     return sizes, constants, triton.cdiv(q, blocks)
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets, remaining
 from fastgen_kernels.diffusion_loss_triton import element_loss, slope, times_weight
 from fastgen_kernels.layout import compute_dtype, empty_like
 from fastgen_kernels.philox_triton import load_key
@@ -33,27 +33,27 @@ def forward_kernel(
 ):  # fmt: skip
     """weight / E times the loss of SPAN blocks of a sample, summed over each lane and then across the lanes. What a target has no
     use for, noise or coefficients, the compiler leaves out."""
-    n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    sample, i = tl.program_id(0).to(tl.int64) * SAMPLES, tl.arange(0, SAMPLES)[:, None]
+    n, exists = sample + i, i < remaining(sample, N, SAMPLES)
     j = tl.arange(0, BLOCKS)[None, :]
     Q = tl.cast(Q, tl.int64)
     start = tl.program_id(1).to(tl.int64) * SPAN
     stop = tl.minimum(start + SPAN, Q)
-    alpha = tl.load(alpha_ptr + n * alpha_stride, n < N)
-    sigma = tl.load(sigma_ptr + n * sigma_stride, n < N)
-    key = load_key(key_ptr, n, n < N)
+    alpha = tl.load(alpha_ptr + n * alpha_stride, exists)
+    sigma = tl.load(sigma_ptr + n * sigma_stride, exists)
+    key = load_key(key_ptr, n, exists)
     total = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
     for first in range(start, stop, BLOCKS):
         normal = noise(key, first, j, C, S, QUARTERS)
         for w in tl.static_range(4):
-            inside = (n < N) & (j < stop - first) & (first + w * Q + j < E)
+            inside = exists & (j < remaining(first, stop, BLOCKS)) & (j < remaining(first + w * Q, E, BLOCKS))
             pred_at = n * pred_strides[0] + offsets(w, first, j, C, S, Q, pred_strides, FLAT, QUARTERS)
             x0_at = n * x0_strides[0] + offsets(w, first, j, C, S, Q, x0_strides, FLAT, QUARTERS)
             pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
             target = load_target(x0_ptr, x0_at, inside, normal[w], alpha, sigma, TARGET, SIGNAL).to(COMPUTE)
-            # Where the sum is kept, not 0 added: that spills on compute capability 10.0.
-            total = tl.where(inside, total + element_loss(pred - target, KIND), total)
+            total += tl.where(inside, element_loss(pred - target, KIND), 0.0)
     loss = times_weight(tl.sum(total, 1)[:, None] / E, weight_ptr, n, N)
-    tl.store(loss_ptr + n * tl.num_programs(1) + tl.program_id(1), loss, n < N)
+    tl.store(loss_ptr + n * tl.num_programs(1) + tl.program_id(1), loss, exists)
 
 
 @triton.jit

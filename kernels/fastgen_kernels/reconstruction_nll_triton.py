@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, remaining
 from fastgen_kernels.diffusion_loss_triton import place
 from fastgen_kernels.layout import channels_last, compute_dtype, empty_like
 from fastgen_kernels.philox_triton import tile
@@ -74,12 +74,6 @@ def slope(logit, x, INVERSE_STD: tl.constexpr):
     if INVERSE_STD is not None:
         slope *= INVERSE_STD * INVERSE_STD * (tail(e) / (1.0 + e))
     return slope
-
-
-@triton.jit
-def remaining(first, stop, BLOCK: tl.constexpr):
-    """How many of BLOCK there are from first on; int32, as comparisons of int64 take registers that kernels then spill."""
-    return tl.minimum(stop - first, BLOCK).to(tl.int32)
 
 
 @triton.jit

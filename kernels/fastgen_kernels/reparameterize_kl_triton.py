@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets, remaining
 from fastgen_kernels.layout import compute_dtype, empty_like, like
 from fastgen_kernels.philox_triton import load_key
 
@@ -40,19 +40,20 @@ def forward_kernel(
     FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """z = mu + exp(logvar/2) eps and the divergence of SPAN blocks, summed over each lane and then across the lanes."""
-    n = (tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    sample, i = tl.program_id(0).to(tl.int64) * SAMPLES, tl.arange(0, SAMPLES)[:, None]
+    n, exists = sample + i, i < remaining(sample, N, SAMPLES)
     j = tl.arange(0, BLOCKS)[None, :]
     Q = tl.cast(Q, tl.int64)
     start = tl.program_id(1) * tl.cast(SPAN, tl.int64)
     stop = tl.minimum(start + SPAN, Q)
     if DRAW:
-        key = load_key(key_ptr, n, n < N)
+        key = load_key(key_ptr, n, exists)
     kl = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
     for first in range(start, stop, BLOCKS):
         if DRAW:
             normal = noise(key, first, j, C, S, QUARTERS)
         for w in tl.static_range(4):
-            inside = (n < N) & (j < stop - first) & (first + w * Q + j < E)
+            inside = exists & (j < remaining(first, stop, BLOCKS)) & (j < remaining(first + w * Q, E, BLOCKS))
             out = n * out_strides[0] + offsets(w, first, j, C, S, Q, out_strides, FLAT, QUARTERS)
             mu_at = n * mu_strides[0] + offsets(w, first, j, C, S, Q, mu_strides, FLAT, QUARTERS)
             logvar_at = n * logvar_strides[0] + offsets(w, first, j, C, S, Q, logvar_strides, FLAT, QUARTERS)
@@ -62,14 +63,13 @@ def forward_kernel(
 
             std = tl.exp(0.5 * logvar)
             word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, tl.exp(logvar)))
-            tl.store(z_ptr + out, mu + std * eps, inside)
             if SUM:
-                # Where the sum is kept, not 0 added: that spills in fp64.
-                kl = tl.where(inside, kl + word, kl)
+                kl = tl.where(inside, kl + word, kl)  # not 0 added, which spills in fp64
             else:
                 tl.store(kl_ptr + out, word, inside)
+            tl.store(z_ptr + out, mu + std * eps, inside)
     if SUM:
-        tl.store(kl_ptr + n * tl.num_programs(1) + tl.program_id(1), tl.sum(kl, 1)[:, None], n < N)
+        tl.store(kl_ptr + n * tl.num_programs(1) + tl.program_id(1), tl.sum(kl, 1)[:, None], exists)
 
 
 @triton.jit
