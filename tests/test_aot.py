@@ -59,7 +59,7 @@ def test_every_kernel_on_other_architectures(tmp_path):
 def test_every_kernel_in_every_configuration(tmp_path, cc):
     reports, process = aot(tmp_path, "--cc", cc)
     assert_clean(reports, process)
-    assert len(reports) >= len(LAUNCHES) * 0.9  # few launches share a configuration
+    assert len(reports) >= len(LAUNCHES) * 0.8  # some launches share a configuration
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_in_bounds(shape, layout):
         ((1, 4, 4), (16, 4, 1), True, False, 64, 4, 1),
         ((2, 8, 1), (512, 1, 1), True, False, 64, 4, 1),  # in order and channels innermost, both
         ((2, 4, 4), (32, 8, 2), False, False, 64, 4, 1),
-        ((1, 3, 1366), (4098, 1, 3), False, False, 1, 512, 3),  # neither: tiles of half as many blocks
+        ((1, 3, 1366), (4098, 1, 3), False, False, 1, 1024, 2),
     ],
 )
 def test_cover(shape, strides, flat, quarters, samples, blocks, tiles):
@@ -89,7 +89,8 @@ def test_cover(shape, strides, flat, quarters, samples, blocks, tiles):
     assert sizes == {"N": n, "C": c, "S": s, "E": c * s, "Q": -(-c * s // 4)}
     assert constants == {"FLAT": flat, "QUARTERS": quarters, "SAMPLES": samples, "BLOCKS": blocks}
     assert covered == tiles
-    assert cover(x, x, most=2)[1]["BLOCKS"] == (2 if flat or quarters else 1)
+    assert cover(x, x, most=2)[1]["BLOCKS"] == 2
+    assert cover(x, x, most=2, strided=1)[1]["BLOCKS"] == (2 if flat or quarters else 1)
 
 
 @pytest.mark.kill

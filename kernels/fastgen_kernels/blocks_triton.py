@@ -48,15 +48,17 @@ def noise(key, first, j, C, S, QUARTERS: tl.constexpr):
     return a, b, c, d
 
 
-def cover(out: Tensor, *inputs: Tensor, most: int = 1024) -> tuple[dict[str, int], dict[str, Any], int]:
+def cover(
+    out: Tensor, *inputs: Tensor, most: int = 1024, strided: int | None = None
+) -> tuple[dict[str, int], dict[str, Any], int]:
     """Sizes and constants of a launch over `out` and `inputs`, all (N, C, S), and the number of tiles that cover a sample.
-    most: blocks of a program."""
+    most: blocks of a program; strided: those where each element has an address of its own, if fewer."""
     n, c, s = out.shape
     q = triton.cdiv(c * s, 4)
     flat = all(x[0].is_contiguous() for x in (out, *inputs))
     quarters = not flat and channels_last(out) and c % 4 == 0
     samples, blocks = tile(q)
-    blocks = min(blocks, most if flat or quarters else most // 2)  # where each element has an address of its own, more spill
+    blocks = min(blocks, most if flat or quarters or strided is None else strided)
     sizes = {"N": n, "C": c, "S": s, "E": c * s, "Q": q}
     constants = {"FLAT": flat, "QUARTERS": quarters, "SAMPLES": samples, "BLOCKS": blocks}
     return sizes, constants, triton.cdiv(q, blocks)

@@ -158,8 +158,9 @@ def plan(
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """What both kernels take, as arguments and constants, and the number of tiles that cover a sample."""
     mu, logvar, out3, compute = as_ncs(mu), as_ncs(logvar), as_ncs(out), compute_dtype(mu.dtype)
-    # In fp64 1024 blocks spill.
-    sizes, constants, tiles = cover(out3, mu, logvar, most=256 if compute == torch.float64 else 1024)
+    # More blocks spill in fp64, and strided ones.
+    most = 256 if compute == torch.float64 else 1024
+    sizes, constants, tiles = cover(out3, mu, logvar, most=most, strided=most // 2)
     arguments = {
         "mu_ptr": mu, "mu_strides": mu.stride(), "logvar_ptr": logvar, "logvar_strides": logvar.stride(),
         "eps_ptr": None if eps is None else like(eps, out), "key_ptr": None if key is None else key.contiguous(),
