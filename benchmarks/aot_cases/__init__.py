@@ -1,0 +1,19 @@
+"""Calls of the ops' launchers that between them reach every configuration: what benchmarks.aot compiles."""
+
+from benchmarks.aot_cases import group_norm, losses, sampling, vae
+from benchmarks.aot_cases.launch import Launch
+
+__all__ = ["LAUNCHES", "Launch"]
+
+LAUNCHES = [
+    *vae.philox(),
+    *vae.reparameterize_kl(),
+    *sampling.q_sample(),
+    *losses.diffusion_loss(),
+    *losses.denoising_loss(),
+    *vae.reconstruction_nll(),
+    *sampling.timestep_embedding(),
+    *sampling.to_x0(),
+    *sampling.sampler_step(),
+    *group_norm.group_norm(),
+]
