@@ -11,6 +11,7 @@ from torch import Tensor
 from fastgen.functional import (
     denoising_loss,
     diffusion_loss,
+    group_norm,
     noise_key,
     philox_normal,
     q_sample,
@@ -290,6 +291,49 @@ def _reconstruction_nll(
     )
 
 
+def _group_norm(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, *, channels_last: bool = False, modulated: bool = False,
+    residual: bool = False, groups: int = 32,
+) -> Case:  # fmt: skip
+    """With SiLU, under autocast: weight and bias in fp32. modulated: with scale and shift, the halves of one tensor.
+    residual: with a skip connection, whose sum is a result."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        tensors = [torch.randn(shape, dtype=dtype, device=device) for _ in range(1 + residual)]
+        if channels_last:
+            tensors = [x.contiguous(memory_format=torch.channels_last) for x in tensors]
+        parameters = [torch.randn(shape[1], device=device) for _ in range(2)]
+        embedding = [torch.randn(shape[0], 2 * shape[1], dtype=dtype, device=device)] if modulated else []
+        return tuple(x.requires_grad_() for x in (*parameters, *tensors, *embedding))
+
+    def ours(weight: Tensor, bias: Tensor, x: Tensor, *rest: Tensor) -> Outputs:
+        skip = rest[0] if residual else None
+        scale, shift = rest[-1].chunk(2, 1) if modulated else (None, None)
+        y = group_norm(x, groups, weight, bias, activation="silu", scale=scale, shift=shift, residual=skip)
+        return y if isinstance(y, tuple) else (y,)
+
+    def eager(weight: Tensor, bias: Tensor, x: Tensor, *rest: Tensor) -> Outputs:
+        total = x + rest[0] if residual else x
+        y = F.group_norm(total.float(), groups, weight, bias).to(dtype)  # which autocast makes of it
+        if modulated:
+            scale, shift = rest[-1].view(*rest[-1].shape, *[1] * (x.dim() - 2)).chunk(2, 1)
+            y = y * (1 + scale) + shift
+        return (F.silu(y), total) if residual else (F.silu(y),)
+
+    of_x = _elements(shape) * dtype.itemsize
+    small = 8 * shape[1] + (2 * shape[0] * shape[1] * dtype.itemsize if modulated else 0)
+    layout, options = " channels_last" * channels_last, " scale shift" * modulated + " residual" * residual
+    return Case(
+        "group_norm",
+        f"{name} {_text(shape, dtype)}{layout}{options}",
+        inputs,
+        ours,
+        eager,
+        forward=(4 if residual else 2) * of_x + small,
+        backward=(4 if residual else 3) * of_x + 2 * small,
+    )
+
+
 def _timestep_embedding(name: str, n: int, dim: int) -> Case:
     def eager(t: Tensor) -> Outputs:
         return (timestep_embedding_reference(t, dim, 10_000.0),)
@@ -351,6 +395,22 @@ CASES = [
     _reconstruction_nll("64²", (256, 3, 64, 64), BF16, UINT8),
     _reconstruction_nll("images", (1024, 3, 128, 128), FP32, FP32),
     _reconstruction_nll("images", (1024, 3, 128, 128), BF16, BF16, "gaussian"),
+    _group_norm("UNet", (8, 1280, 8, 8), BF16, channels_last=True, modulated=True),
+    _group_norm("UNet", (8, 1280, 8, 8), BF16),
+    _group_norm("CIFAR", (4, 128, 32, 32), BF16, channels_last=True),
+    _group_norm("autoencoder", (1, 64, 64, 64), FP32, channels_last=True),
+    _group_norm("autoencoder", (1, 128, 48, 48), BF16, residual=True),
+    _group_norm("SD autoencoder", (1, 128, 512, 512), BF16, channels_last=True),
+    _group_norm("SD autoencoder", (1, 128, 512, 512), BF16),
+    _group_norm("SD autoencoder", (4, 128, 512, 512), BF16, channels_last=True),
+    _group_norm("ADM", (32, 256, 64, 64), BF16, channels_last=True, modulated=True),
+    _group_norm("ADM", (32, 256, 64, 64), BF16, modulated=True),
+    _group_norm("SD UNet", (8, 320, 64, 64), BF16, channels_last=True),
+    _group_norm("SD UNet", (8, 640, 32, 32), BF16, channels_last=True),
+    _group_norm("SD UNet", (8, 1280, 16, 16), BF16, channels_last=True),
+    _group_norm("SD UNet", (8, 1280, 16, 16), BF16, channels_last=True, residual=True),
+    _group_norm("CIFAR", (128, 128, 32, 32), BF16, channels_last=True, modulated=True),
+    _group_norm("CIFAR", (128, 128, 32, 32), BF16, modulated=True),
     _timestep_embedding("UNet batch", 128, 128),
     _timestep_embedding("UNet batch", 512, 512),
     _to_x0("latents", (8, 4, 64, 64), FP32, gradient=True),

@@ -79,13 +79,12 @@ def module_name(file: Path) -> str:
 
 
 def find_tests(file: Path, root: Path) -> list[Path]:
+    """Those of x_triton.py, or else of the folder that it is in: an op may have its kernels in several files."""
     op = file.stem.removesuffix("_triton")
-    tests = sorted([*root.glob(f"tests/test_{op}.py"), *root.glob(f"tests/test_{op}_*.py")])
-    if not tests:
-        raise FileNotFoundError(
-            f"{file.name} must have tests in tests/test_{op}.py or tests/test_{op}_*.py, found none in {root}"
-        )
-    return tests
+    for name in (op, file.parent.name):
+        if tests := sorted([*root.glob(f"tests/test_{name}.py"), *root.glob(f"tests/test_{name}_*.py")]):
+            return tests
+    raise FileNotFoundError(f"{file.name} must have tests in tests/test_{op}.py or tests/test_{op}_*.py, found none in {root}")
 
 
 def read_equivalents(file: Path) -> dict[str, str]:

@@ -27,11 +27,21 @@ EXCEPTIONS = {
     # 16 numbers a sample: to 192 and 320 bytes of tensors come 32 of the key and 4 of kl.
     ("reparameterize_kl", "MLP VAE 128x16 float32", "forward"): 1.19,
     ("reparameterize_kl", "MLP VAE 128x16 float32", "backward"): 1.12,
+    # Of 64 positions the sums of a channel are 16 bytes, written and read, to 384; and pieces of 40 channels end within a sector,
+    # which the neighbour then finds in the cache.
+    ("group_norm", "UNet 8x1280x8x8 bfloat16 channels_last scale shift", "forward"): 1.24,
+    ("group_norm", "UNet 8x1280x8x8 bfloat16 channels_last scale shift", "backward"): 1.30,
+    ("group_norm", "UNet 8x1280x8x8 bfloat16", "backward"): 1.08,
+    # Two passes: x is read twice, in backward dy too.
+    ("group_norm", "autoencoder 1x64x64x64 float32 channels_last", "forward"): 1.58,
+    ("group_norm", "autoencoder 1x64x64x64 float32 channels_last", "backward"): 1.77,
+    ("group_norm", "autoencoder 1x128x48x48 bfloat16 residual", "backward"): 1.51,
 }
 
 
 # How often the bytes of ours eager moves, at the least.
 GAINS = {"reparameterize_kl": 6}
+LAUNCHES = {"group_norm": 4}  # at the most
 SMALL = [case for case in CASES if case in small(case.op)]
 
 
@@ -43,7 +53,7 @@ def test_traffic_of_ops(case):
         most = EXCEPTIONS.get((row.op, row.shape, row.direction), 1.05)
         assert 1 <= row.ratio <= most
         assert 1 <= row.sector_ratio <= most
-        assert row.ours.launches == 1
+        assert row.ours.launches <= LAUNCHES.get(row.op, 1)
         assert row.gain >= GAINS.get(row.op, 1 / most)
 
 

@@ -1,0 +1,163 @@
+"""Group normalization with what surrounds it in a residual block:
+
+    y = act((GN(x + pre_bias + residual) * weight + bias) * (1 + scale) + shift)
+
+    GN(h) = (h - mean) / sqrt(var + eps),   mean and biased variance over a group's C/num_groups channels and all *S
+
+Sources: Wu & He, arXiv:1803.08494 (GN); Dhariwal & Nichol, arXiv:2105.05233, section 3 (scale and shift, "AdaGN").
+"""
+
+from typing import Any, Literal, overload
+
+from torch import Tensor
+
+from fastgen_kernels.checks import check_choice, check_device, check_float, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.group_norm.reference import group_norm_reference
+from fastgen_kernels.layout import compute_dtype, empty_like
+from fastgen_kernels.library import define
+
+Activation = Literal["silu"]
+
+
+@overload
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pre_bias: Tensor | None = None,
+    residual: None = None,
+) -> Tensor: ...
+
+
+@overload
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pre_bias: Tensor | None = None,
+    residual: Tensor,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pre_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y = act((GN(x + pre_bias + residual)·weight + bias)·(1 + scale) + shift), of x's shape, dtype and memory format.
+
+    x: (N, C, *S), S of 0 to 3 dims, any strides.
+    num_groups: a divisor of C.
+    weight, bias: (C,), 1 and 0 where absent.
+    activation: None or "silu".
+    scale, shift: (N, C), 0 where absent.
+    pre_bias: (N, C), added to x before the norm: a residual block's time embedding.
+    residual: x's shape. With it the result is (y, x + residual), so that the next block has its skip connection.
+
+    All are floats. The statistics and the affine part are in fp32, in fp64 for fp64 x; x, pre_bias and residual are
+    added in x's dtype. Autocast has no effect.
+
+    Raises TypeError for dtypes that are not floats, ValueError for shapes, num_groups or an activation that do not fit.
+    """
+    check_float("group_norm", x=x, weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias, residual=residual)
+    if x.dim() < 2:
+        raise ValueError(f"group_norm: x must be (N, C, *S), got shape {tuple(x.shape)}")
+    n, c = x.shape[:2]
+    if num_groups < 1 or c % num_groups:
+        raise ValueError(f"group_norm: num_groups must divide C = {c}, got {num_groups}")
+    check_shape("group_norm", (c,), "(C,)", weight=weight, bias=bias)
+    check_shape("group_norm", (n, c), "(N, C)", scale=scale, shift=shift, pre_bias=pre_bias)
+    check_shape("group_norm", x.shape, "of x", residual=residual)
+    check_device(
+        "group_norm", x.device, "of x", weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias, residual=residual
+    )
+    check_choice("group_norm", "activation", activation, (None, "silu"))
+
+    if use_triton(x):
+        y, total, _ = _group_norm(x, residual, weight, bias, scale, shift, pre_bias, num_groups, eps, activation)
+        return y if residual is None else (y, total)
+    return group_norm_reference(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias, residual)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from fastgen_kernels.group_norm.forward_triton import forward
+
+    return forward(*arguments)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from fastgen_kernels.group_norm.backward_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(x: Tensor, residual: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """An op has a fixed number of outputs: without a residual the second is of no elements. The third are the statistics."""
+    groups = arguments[5]
+    total = x.new_empty(0) if residual is None else empty_like(x)
+    return empty_like(x), total, x.new_empty((x.shape[0], groups, 3), dtype=compute_dtype(x.dtype))
+
+
+def _fake_backward(dy: Tensor, dtotal: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    x, *parameters = arguments[:6]
+    *_, wanted = arguments
+    return tuple(empty_like(g) if want else x.new_empty(0) for g, want in zip((x, *parameters), wanted, strict=True))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, residual, *parameters, _, _, ctx.activation = inputs
+    _, total, statistics = output
+    ctx.save_for_backward(x if residual is None else total, *parameters, statistics)
+    ctx.residual = None if residual is None else residual.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    needs_x, needs_residual, *needed = ctx.needs_input_grad[:7]
+    dtotal = None if ctx.residual is None else dtotal  # of no elements
+    wanted = [needs_x or needs_residual, *needed]
+    if dy is None:
+        grads = [dtotal, *[None] * 5]
+    else:
+        made = _group_norm_backward(dy, dtotal, *ctx.saved_tensors, ctx.activation, wanted)
+        grads = [grad if want else None for grad, want in zip(made, wanted, strict=True)]
+    dx, *rest = grads
+    dresidual = dx.to(ctx.residual) if needs_residual and dx is not None else None
+    return dx if needs_x else None, dresidual, *rest, None, None, None
+
+
+_group_norm_backward = define(
+    "group_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift,"
+    " Tensor? pre_bias, Tensor statistics, str? activation, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_group_norm = define(
+    "group_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? pre_bias,"
+    " int groups, float eps, str? activation) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)

@@ -1,0 +1,100 @@
+"""Which kernels of group_norm run, and how they cut x into tiles.
+
+A slab is whole groups of one sample; a tile is `height` positions of `width` channels.
+
+held      A slab fits into the registers of one program: x is read once.
+streamed  A program goes over its slab twice. The slabs at work lie in the L2 cache, where the second pass finds them.
+split     Slabs are too few to fill the GPU, or groups too wide for a tile: many programs share one, and a small launch between
+          the passes merges what they found.
+"""
+
+from dataclasses import dataclass
+from math import lcm, log2
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Algorithm = Literal["held", "streamed", "split"]
+
+WIDEST = 128  # channels of a tile, unless a group that is held has more
+LINE = 64  # channels of 2 bytes in a line of the cache
+SECTOR = 16  # in the least that is worth loading
+PERSISTENT = 32  # programs of a warp that a processor runs at once; where there are more slabs, each program takes several
+
+
+@dataclass(frozen=True)
+class Plan:
+    algorithm: Algorithm
+    channels: int  # of a slab; when split, of what a program takes
+    width: int  # of a tile: channels, a power of 2
+    height: int  # of a tile: positions, a power of 2
+    programs: int
+    parts: int  # programs that share a slab
+    span: int  # positions of a part
+    warps: int
+
+
+def plan(x: Tensor, groups: int, held: int, tile: int) -> Plan:
+    """For x (N, C, S). held: elements of a slab that registers hold, without spills; half as many where positions are innermost,
+    and of fp64 a quarter. tile: elements of a tile of a slab that they do not hold, for 8 warps."""
+    n, c, s = x.shape
+    innermost = x.stride(1) == 1
+    less = 4 if x.dtype == torch.float64 else 1
+    held //= less if innermost else 2 * less
+    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile // less, processors=processors(x.device))[0]
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; where kernels are interpreted, or compiled ahead of time, those of an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: int, tile: int, processors: int) -> list[Plan]:
+    """Plans that fit, first what should be the fastest."""
+    group, positions = c // groups, power_of_2(s)
+    piece = lcm(group, 8)
+    unit = piece if innermost and c % 8 == 0 and piece <= WIDEST else group  # whole groups, in accesses of 16 bytes
+
+    def fitting(widest: int, programs: int) -> int:
+        """The width that wastes the fewest lanes and comes nearest to `programs`; of equals that nearest to a line of the cache
+        or to a tile. 0 for none."""
+        least, best = (max(unit, min(SECTOR, power_of_2(c))), LINE) if innermost else (unit, max(1, tile // positions))
+
+        def merit(width: int) -> tuple[float, float]:
+            slabs = cdiv(c, width // unit * unit)
+            useful = c / (slabs * width) * min(1.0, n * slabs / programs)
+            return round(4 * log2(useful)), -abs(log2(width / best))  # to a fifth
+
+        return max((2**k for k in range(widest.bit_length()) if least <= 2**k <= widest), key=merit, default=0)
+
+    found = []
+    if width := fitting(min(held // positions, max(WIDEST, power_of_2(group))), processors):
+        channels = min(width // unit * unit, c)
+        programs = min(n * cdiv(c, channels), PERSISTENT * processors)
+        found.append(Plan("held", channels, width, positions, programs, 1, s, warps(positions * width / 1024)))
+    if width := fitting(WIDEST if innermost else min(WIDEST, power_of_2(group)), 2 * processors):
+        channels, height = min(width // unit * unit, c), min(positions, tile // width)
+        if n * cdiv(c, channels) >= processors or s <= 4 * height:
+            programs = min(n * cdiv(c, channels), PERSISTENT * processors)
+            found.append(Plan("streamed", channels, width, height, programs, 1, s, warps(8 * height * width / tile)))
+    width = min(LINE if innermost else 4, power_of_2(c))
+    height = min(positions, tile // width)
+    tiles = n * cdiv(c, width)
+    span = cdiv(s, height * max(1, 4 * processors // tiles)) * height
+    parts = cdiv(s, span)
+    return [*found, Plan("split", width, width, height, tiles * parts, parts, span, warps(8 * height * width / tile))]
+
+
+def warps(wanted: float) -> int:
+    """16 at most, which leaves 128 registers for a lane."""
+    return min(16, max(1, int(wanted)))
+
+
+def power_of_2(x: int) -> int:
+    """The least that is at least x."""
+    return 1 << max(0, x - 1).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,71 @@
+"""group_norm in plain torch: what the kernels are held to, and what runs on a CPU."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgen_kernels.layout import channels_last, compute_dtype, like
+
+
+def group_norm_reference(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    pre_bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    n, c, *spatial = x.shape
+    compute = compute_dtype(x.dtype)
+    modulated = scale is not None or shift is not None
+
+    total = x if residual is None else like(x + residual.to(x.dtype), x)
+    h = total if pre_bias is None else total + _per_channel(pre_bias.to(x.dtype), x)
+
+    # PyTorch's CPU kernel for channels_last takes 1.5 to 8 times as long as conversions both ways in bf16 below 1,024
+    # positions, and about as long above. In fp32 it is the faster one, but with scale and shift, which can then not be
+    # folded, only from 1,024 positions on. (Forward and backward, torch 2.13.)
+    if channels_last(h) and (x.dtype != compute or (modulated and math.prod(spatial) < 1024)):
+        h = h.contiguous()
+
+    if not modulated:
+        y = _normalize(h, num_groups, weight, bias, eps)
+    elif channels_last(h) or n == 0:
+        y = _normalize(h, num_groups, weight, bias, eps)
+        y = y if scale is None else y * (1 + _per_channel(scale, x))
+        y = y if shift is None else y + _per_channel(shift, x)
+    else:
+        # As one sample of N·C channels in N·num_groups groups, each sample's own affine part is the weight and bias of
+        # the native kernel: two passes less each way than multiplying and adding after it.
+        gain = torch.ones(n, c, dtype=compute, device=x.device) if scale is None else 1 + scale.to(compute)
+        offset = torch.zeros_like(gain) if shift is None else shift.to(compute)
+        a = gain if weight is None else gain * weight
+        b = offset if bias is None else offset + gain * bias
+        y = _normalize(h.reshape(1, n * c, *spatial), n * num_groups, a.reshape(-1), b.reshape(-1), eps).view(x.shape)
+
+    y = like(y, x)
+    y = (F.silu(y) if activation == "silu" else y).to(x.dtype)
+    return y if residual is None else (y, total)
+
+
+def _normalize(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """torch.group_norm, but weight and bias may be of other dtypes than x, and bias may come without weight."""
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)  # torch's backward fails without (2.13)
+    if any(p is not None and p.dtype != x.dtype for p in (weight, bias)):
+        compute = compute_dtype(x.dtype)
+        weight = None if weight is None else weight.to(compute)
+        bias = None if bias is None else bias.to(compute)
+        x = x if x.device.type == "cpu" else x.to(compute)  # the CPU's kernel alone takes bf16 x with fp32 weight
+    return torch.group_norm(x, num_groups, weight, bias, eps)
+
+
+def _per_channel(v: Tensor, x: Tensor) -> Tensor:
+    """(N, C) made to broadcast over x (N, C, *S)."""
+    return v.view(*v.shape, *[1] * (x.dim() - 2))

@@ -1,0 +1,359 @@
+"""The kernels of group_norm against its reference, by the laboratory's checks."""
+
+from functools import partial
+from math import prod
+
+import pytest
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+
+from benchmarks.interpreter import recorded
+from fastgen.functional import group_norm
+from fastgen_kernels.group_norm import _group_norm, _group_norm_backward, backward_triton, forward_triton, group_norm_reference
+from fastgen_kernels.group_norm.plan import candidates
+from tests.laboratory.accuracy import assert_accurate, assert_as_accurate, results
+from tests.laboratory.compiling import (
+    assert_checkpoints,
+    assert_compiles,
+    assert_differentiates,
+    assert_exports,
+    assert_ignores_autocast,
+    assert_registered,
+)
+from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.soundness import assert_sound
+from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
+from tests.laboratory.tensors import FLOATS, LAYOUTS, random
+
+pytestmark = pytest.mark.kernels
+
+OP_INFO = next(op for op in op_db if op.name == "nn.functional.group_norm")
+ALGORITHMS = ("held", "streamed", "split")
+OPTIONS = ("weight", "bias", "scale", "shift", "pre_bias", "residual")
+
+
+def op(x, weight, bias, scale, shift, pre_bias, residual, groups, activation="silu"):
+    options = {"weight": weight, "bias": bias, "scale": scale, "shift": shift, "pre_bias": pre_bias, "residual": residual}
+    return group_norm(x, groups, **options, activation=activation)
+
+
+def reference(x, weight, bias, scale, shift, pre_bias, residual, groups, activation="silu"):
+    return group_norm_reference(x, groups, weight, bias, 1e-5, activation, scale, shift, pre_bias, residual)
+
+
+def inputs(shape, dtype=torch.float32, layout="contiguous", options=OPTIONS, parameters=None):
+    """scale and shift are the halves of one tensor, as a linear layer gives them. parameters: the dtype of weight and bias."""
+    n, c = shape[:2]
+    scale, shift = random((n, 2 * c), dtype, seed=3).chunk(2, 1)
+    made = {
+        "weight": random((c,), parameters or dtype, seed=1),
+        "bias": random((c,), parameters or dtype, seed=2),
+        "scale": scale.detach(),
+        "shift": shift.detach(),
+        "pre_bias": random((n, c), dtype, seed=4),
+        "residual": random(shape, dtype, layout, seed=5),
+    }
+    x = random(shape, dtype, layout, seed=6)  # the upstream gradient has seed 0, and that of x itself nearly cancels
+    return x.requires_grad_(), *(made[name].requires_grad_() if name in options else None for name in OPTIONS)
+
+
+def force(monkeypatch, algorithm, tile=128):
+    """That algorithm with small tiles, as on a GPU of few processors: then small tensors take several programs and rounds."""
+
+    def plan(x, groups, held, _):
+        processors = 1 if algorithm == "streamed" else 4
+        made = candidates(*x.shape, groups, innermost=x.stride(1) == 1, held=held, tile=tile, processors=processors)
+        return next(p for p in made if p.algorithm == algorithm)
+
+    monkeypatch.setattr("fastgen_kernels.group_norm.plan.PERSISTENT", 1)
+    for kernels in (forward_triton, backward_triton):
+        monkeypatch.setattr(kernels, "plan", plan)
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request, monkeypatch):
+    force(monkeypatch, request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "layout"),
+    [
+        pytest.param((3, 6, 7, 5), 3, "contiguous", marks=pytest.mark.kill),
+        pytest.param((2, 40, 7, 5), 4, "channels_last", marks=pytest.mark.kill),  # groups of 10: tiles of 40 channels
+        ((2, 6, 33), 2, "contiguous"),
+        ((2, 6, 2, 3, 5), 2, "channels_last"),
+        ((5, 12, 1, 1), 3, "contiguous"),
+        ((5, 8), 2, "contiguous"),
+        ((2, 6, 4, 3), 1, "permuted"),
+    ],
+)
+def test_accurate(algorithm, shape, groups, layout):
+    assert_as_accurate(op, reference, *inputs(shape, layout=layout), groups)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_channel_a_group(algorithm, layout):
+    """A pre_bias has no effect then."""
+    options = [name for name in OPTIONS if name != "pre_bias"]
+    assert_as_accurate(op, reference, *inputs((2, 10, 3, 3), layout=layout, options=options), 10)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("algorithm", "options", "activation"),
+    [
+        ("held", (), "silu"),
+        ("split", ("weight", "bias"), None),
+        ("streamed", ("weight",), "silu"),
+        ("held", ("bias", "residual"), None),
+        ("split", ("scale",), "silu"),
+        ("streamed", ("bias", "shift"), None),
+        ("held", ("pre_bias",), "silu"),
+    ],
+)
+def test_options(monkeypatch, algorithm, options, activation, layout):
+    force(monkeypatch, algorithm)
+    assert_as_accurate(op, reference, *inputs((2, 16, 5, 7), layout=layout, options=options), 8, activation)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_dtype(algorithm, dtype):
+    assert_as_accurate(op, reference, *inputs((2, 16, 5, 7), dtype, "channels_last", OPTIONS[:5]), 4)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_residual(algorithm, dtype):
+    """The norm is of the sum as it is returned, and the gradients of both come together where it was made."""
+    x, *options, residual = inputs((2, 8, 5, 7), dtype, options=("weight", "residual"))
+    dy, dtotal = random(x.shape, dtype, seed=8), random(x.shape, dtype, seed=9)
+    y, total = op(x, *options, residual, 2)
+    torch.testing.assert_close(total, x + residual)
+    dx, dresidual = torch.autograd.grad([y, total], [x, residual], [dy, dtotal])
+    assert dx.equal(dresidual)
+
+    made = total.detach().requires_grad_()
+    alone = op(made, *options, None, 2)
+    assert alone.equal(y)
+    expected = torch.autograd.grad(alone, made, dy)[0] + dtotal
+    torch.testing.assert_close(dx, expected, rtol=0, atol=2 * torch.finfo(dtype).eps * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_in_fp32(algorithm, dtype):
+    """As under autocast: nothing of x's size is made in fp32, and the gradients of the parameters are."""
+    given = inputs((2, 16, 5, 7), dtype, options=("weight", "bias", "scale", "shift"), parameters=torch.float32)
+    ours, peers, exact = (
+        results(f, *tensors, 4) for f, tensors in ((op, given), (reference, given), (reference, doubled(given)))
+    )
+    for name in ours:
+        assert_accurate(ours[name], peers[name], exact[name].double(), name)
+    assert [ours[f"gradient of input {i}"].dtype for i in range(3)] == [dtype, torch.float32, torch.float32]
+
+
+def doubled(tensors):
+    return [None if x is None else x.detach().double().requires_grad_() for x in tensors]
+
+
+def test_dtypes_may_differ(algorithm):
+    x, weight, bias, *_, residual = inputs((2, 8, 3, 5), torch.bfloat16, options=("weight", "bias", "residual"))
+    rest = weight.detach().half().requires_grad_(), bias, None, None, None, residual.detach().float().requires_grad_()
+    ours, peers = (results(f, x, *rest, 2) for f in (op, reference))
+    torch.testing.assert_close(ours, peers, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("layout", "gradients"), [*zip(LAYOUTS, LAYOUTS, strict=True), ("contiguous", "expanded")])
+def test_any_layout(algorithm, layout, gradients):
+    assert_as_accurate(op, reference, *inputs((2, 8, 6, 5), layout=layout), 4, gradients=gradients)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("only", range(2))
+def test_one_result_alone(algorithm, only):
+    ours, peer = (lambda *given, f=f: f(*given)[only] for f in (op, reference))
+    assert_as_accurate(ours, peer, *inputs((2, 6, 5, 3)), 3)
+
+
+@pytest.mark.kill
+def test_gradients_of_what_needs_them(algorithm):
+    """Each alone gives what all together give, and the parameters' without that of x."""
+    given = inputs((2, 6, 5, 3))
+    together = results(op, *given, 3)
+    for wanted in range(7):
+        some = [x.detach().requires_grad_(i == wanted) for i, x in enumerate(given)]
+        alone = results(op, *some, 3)
+        assert set(alone) == {"output 0", "output 1", f"gradient of input {wanted}"}
+        torch.testing.assert_close(alone, {name: together[name] for name in alone}, rtol=0, atol=0)
+
+
+@examples(20)
+@given(
+    st.integers(0, 3), st.sampled_from((1, 2, 3)), st.sampled_from((1, 2, 5, 8)), shapes(0, 3, max_elements=40),
+    layouts(), layouts(), dtypes(torch.float32, torch.float64), gradient_layouts(), st.sampled_from(ALGORITHMS), st.booleans(),
+)  # fmt: skip
+def test_any_tensors(n, groups, group, spatial, layout, residual_layout, dtype, gradients, algorithm, silu):
+    spatial = () if 0 in spatial else spatial
+    group = 8 if group * prod(spatial) < 8 else group  # of two elements hardly a gradient is left
+    *given, _ = inputs((n, groups * group, *spatial), dtype, layout)
+    residual = random(given[0].shape, dtype, residual_layout, 7).requires_grad_()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        force(monkeypatch, algorithm)
+        assert_as_accurate(op, reference, *given, residual, groups, "silu" if silu else None, gradients=gradients)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_mean(algorithm, layout):
+    """Mean 1e4, deviation 1: what subtracting the mean leaves is exact to fp32, forward and backward."""
+    x, *options = inputs((2, 8, 9, 11), layout=layout, options=("weight", "bias"))
+    x = (x.detach() + 1e4).requires_grad_()
+    ours = results(op, x, *options, 2, None)
+    exact = results(reference, *doubled((x, *options)), 2, None)
+    for name, truth in exact.items():
+        assert (ours[name] - truth).abs().max() <= 1e-6 * truth.abs().max(), name
+
+
+@pytest.mark.kill
+def test_means_that_drift(algorithm):
+    """Each channel, and each half of the positions, with a mean of its own, far from the first one's."""
+    x, *options = inputs((2, 16, 6, 7), options=("weight", "bias"))
+    offsets = torch.linspace(-3e3, 5e3, 16, device=DEVICE).view(16, 1, 1) + torch.linspace(0, 300, 6, device=DEVICE).view(6, 1)
+    x = (x.detach() + offsets).requires_grad_()
+    assert_as_accurate(op, reference, x, *options, 8, None)
+
+
+def test_one_value_far_out(algorithm):
+    """The first element, which a sum relative to it would suffer from."""
+    x, *options = inputs((2, 4, 20, 7), options=("weight", "bias"))
+    with torch.no_grad():
+        x[:, :, 0, 0] = 1e4
+    assert_as_accurate(op, reference, x, *options, 2, None)
+
+
+def test_a_constant_group(algorithm):
+    """Deviation 0: what is left is rounding, beside eps."""
+    for value in (0.0, 1.0, 1e4):
+        x = torch.full((2, 6, 5, 3), value, device=DEVICE)
+        y = op(x, None, None, None, None, None, None, 3, None)
+        assert y.abs().max() <= 1e-4 * value
+
+
+def test_large_values_in_fp16(algorithm):
+    x, *options = inputs((2, 8, 5, 7), torch.float16, options=("weight", "bias"))
+    assert_as_accurate(op, reference, (300 * x.detach()).requires_grad_(), *options, 2)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_nan_stays_in_its_group(algorithm, layout, value):
+    x, *options = inputs((3, 6, 5, 3), layout=layout, options=("weight", "bias", "scale", "shift", "pre_bias"))
+    with torch.no_grad():
+        x[1, 2, 4, 1] = value
+    ours = results(op, x, *options, 3)
+    for name in ("output 0", "gradient of input 0"):
+        spoiled = ours[name].isnan()
+        assert spoiled[1, 2:4].all()
+        assert spoiled.sum() == spoiled[1, 2:4].numel()
+
+
+def test_bitwise_the_same(algorithm):
+    given = inputs((2, 6, 6, 7), torch.bfloat16, "channels_last")
+    one, other = (results(op, *given, 3) for _ in range(2))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("shape", [(0, 6, 4, 4), (0, 6), (2, 6, 0, 4)])
+def test_empty(shape):
+    ours, expected = (results(f, *inputs(shape), 3) for f in (op, reference))
+    assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in expected.items()}
+    assert all((x == 0).all() for name, x in ours.items() if name.startswith("gradient"))
+
+
+def test_op_info():
+    for sample in OP_INFO.sample_inputs(DEVICE, torch.float32, requires_grad=True):
+        for call in (sample, sample.noncontiguous()):
+            ours, theirs = (f(call.input, *call.args, **call.kwargs) for f in (group_norm, OP_INFO.op))
+            torch.testing.assert_close(ours, theirs)
+            if theirs.numel():
+                leaves = [x for x in (call.input, *call.args, *call.kwargs.values()) if isinstance(x, torch.Tensor)]
+                torch.testing.assert_close(*(torch.autograd.grad(y, leaves, torch.ones_like(y)) for y in (ours, theirs)))
+
+
+@interpreter_only
+@pytest.mark.parametrize(
+    ("algorithm", "shape", "groups", "layout"),
+    [
+        *(pytest.param(algorithm, (2, 6, 7, 5), 2, "contiguous", marks=pytest.mark.kill) for algorithm in ALGORITHMS),
+        ("held", (2, 12, 3, 3), 4, "channels_last"),
+        ("streamed", (2, 6, 5, 4), 2, "row_gap"),
+        ("split", (2, 12, 5, 3), 4, "channels_last"),
+        ("held", (3, 4), 2, "contiguous"),
+    ],
+)
+def test_sound(monkeypatch, algorithm, shape, groups, layout):
+    force(monkeypatch, algorithm)
+    assert_sound(op, *inputs(shape, layout=layout), groups)
+
+
+@interpreter_only
+@pytest.mark.parametrize(
+    ("algorithm", "forward", "backward"),
+    [
+        ("held", ["held_kernel"], ["held_kernel"]),
+        ("streamed", ["streamed_kernel"], ["streamed_kernel"]),
+        ("split", ["statistics_kernel", "merge_kernel", "apply_kernel"], ["sums_kernel", "merge_kernel", "apply_kernel"]),
+    ],
+)
+def test_launches(monkeypatch, algorithm, forward, backward):
+    force(monkeypatch, algorithm)
+    x, *options = inputs((2, 6, 5, 3), options=("weight", "bias"))
+    with recorded() as log:
+        y = op(x, *options, 3)
+        assert log.launches == forward
+        y.sum().backward()
+        assert log.launches == [*forward, *backward, "parameters_kernel"]
+
+
+def test_what_is_saved_for_backward():
+    """x, or with a residual the sum, which is a result anyhow; the statistics, and what was given for a channel."""
+    for options in (OPTIONS, ("weight", "bias")):
+        x, *rest = inputs((2, 8, 16, 16), torch.bfloat16, options=options)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda saved: saved):
+            made = op(x, *rest, 4)
+        small = sum(4 * y.numel() for y in rest[:5] if y is not None) + 2 * 4 * 3 * 4
+        assert sum(y.nbytes for y in saved) <= x.nbytes + small
+        if "residual" in options:
+            assert any(y.data_ptr() == made[1].data_ptr() for y in saved)
+
+
+def test_registered():
+    for layout, options in (("contiguous", OPTIONS), ("channels_last", ("weight", "bias"))):
+        x, *rest, residual = inputs((2, 4, 3, 2), layout=layout, options=options)
+        assert_registered(_group_norm, (x, residual, *rest, 1, 1e-5, "silu"))
+        y, total, statistics = (y.detach() for y in _group_norm(x, residual, *rest, 1, 1e-5, "silu"))
+        dtotal = None if residual is None else total
+        data = [None if p is None else p.detach() for p in rest]
+        wanted = [True, *(p is not None for p in rest)]
+        assert_registered(_group_norm_backward, (y, dtotal, x.detach(), *data, statistics, "silu", wanted))
+
+
+@pytest.mark.parametrize(("algorithm", "layout"), zip(ALGORITHMS, ("contiguous", "channels_last", "permuted"), strict=True))
+def test_differentiates(monkeypatch, algorithm, layout):
+    force(monkeypatch, algorithm)
+    assert_differentiates(partial(op, groups=2), *inputs((2, 4, 3), layout=layout))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compiles_exports_and_checkpoints(layout):
+    given = inputs((5, 4, 3, 2), layout=layout)
+    for check in (assert_compiles, assert_exports, assert_checkpoints, assert_ignores_autocast):
+        check(op, *given, 1)
+
+
+def test_inductor():
+    assert_compiles(op, *inputs((5, 4, 3, 2), layout="channels_last"), 1, backends=("inductor",))
