@@ -153,6 +153,7 @@ def test_the_difference_is_taken_as_pred_is():
     assert all(ours[name].equal(expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @examples(15)
 @given(
     shapes(max_elements=2**10),
@@ -320,6 +321,7 @@ def test_compiles_exports_and_checkpoints(layout):
     assert_ignores_autocast(op, *given)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(op, *inputs((6, 4, 3, 5)), backends=("inductor",))
 

@@ -100,6 +100,7 @@ def test_dtypes_of_the_arguments_may_differ(dtypes, learned):
     assert_as_accurate(op, reference, *(x.requires_grad_(learned or x is given[0]) for x in given))
 
 
+@pytest.mark.slow
 @examples(25)
 @given(
     shapes(max_elements=2**10),
@@ -215,5 +216,6 @@ def test_compiles_exports_and_checkpoints(layout):
     assert_ignores_autocast(op, *given)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(op, *inputs((6, 4, 3, 5)), backends=("inductor",))

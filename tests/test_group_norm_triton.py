@@ -164,6 +164,7 @@ def test_dtypes_may_differ(algorithm):
     torch.testing.assert_close(ours, peers, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "gradients"), [*zip(LAYOUTS, LAYOUTS, strict=True), ("contiguous", "expanded")])
 def test_any_layout(algorithm, layout, gradients):
     assert_as_accurate(op, reference, *inputs((2, 8, 6, 5), layout=layout), 4, gradients=gradients)
@@ -188,6 +189,7 @@ def test_gradients_of_what_needs_them(algorithm):
         torch.testing.assert_close(alone, {name: together[name] for name in alone}, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @examples(20)
 @given(
     st.integers(0, 3), st.sampled_from((1, 2, 3)), st.sampled_from((1, 2, 5, 8)), shapes(0, 3, max_elements=40),
@@ -273,6 +275,7 @@ def test_empty(shape):
     assert all((x == 0).all() for name, x in ours.items() if name.startswith("gradient"))
 
 
+@pytest.mark.slow
 def test_op_info():
     for sample in OP_INFO.sample_inputs(DEVICE, torch.float32, requires_grad=True):
         for call in (sample, sample.noncontiguous()):
@@ -342,6 +345,7 @@ def test_registered():
         assert_registered(_group_norm_backward, (y, dtotal, x.detach(), *data, statistics, "silu", wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "layout"), zip(ALGORITHMS, ("contiguous", "channels_last", "permuted"), strict=True))
 def test_differentiates(monkeypatch, algorithm, layout):
     force(monkeypatch, algorithm)
@@ -355,5 +359,6 @@ def test_compiles_exports_and_checkpoints(layout):
         check(op, *given, 1)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(op, *inputs((5, 4, 3, 2), layout="channels_last"), 1, backends=("inductor",))

@@ -152,6 +152,7 @@ def test_bytes(dtype):
     assert op(ends, ones, 0 * ones, torch.ones(1, 2, device=DEVICE), None, dtype).tolist() == [[-1, 1]]
 
 
+@pytest.mark.slow
 @examples(20)
 @given(
     shapes(max_elements=2**10),
@@ -314,5 +315,6 @@ def test_compiles_exports_and_checkpoints(layout, target):
     assert_ignores_autocast(partial(op, target=target), *given)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(op, *inputs((6, 4, 3, 5)), backends=("inductor",))

@@ -123,6 +123,7 @@ def test_every_byte():
     assert not torch.autograd.grad(nll.sum(), ends)[0].any()
 
 
+@pytest.mark.slow
 @examples(25)
 @given(
     shapes(max_elements=2**10),
@@ -252,6 +253,7 @@ def test_compiles_exports_and_checkpoints(layout):
     assert_ignores_autocast(op, *given)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(op, *inputs((6, 4, 3, 5)), backends=("inductor",))
 

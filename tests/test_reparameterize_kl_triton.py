@@ -107,6 +107,7 @@ def test_dtypes_of_mu_and_logvar_may_differ():
     assert_as_accurate(op, reference, mu.detach().bfloat16().requires_grad_(), logvar, eps.half())
 
 
+@pytest.mark.slow
 @examples(40)
 @given(
     shapes(max_elements=2**10),
@@ -271,6 +272,7 @@ def test_compiles_exports_and_checkpoints(reduce, layout):
     assert_ignores_autocast(partial(op, reduce=reduce), *given)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(op, *inputs((6, 4, 3, 5)), backends=("inductor",))
 

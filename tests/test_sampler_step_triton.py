@@ -137,6 +137,7 @@ def test_dtypes_may_differ(dtype):
             torch.testing.assert_close(ours[name], truth[name], **rounded)
 
 
+@pytest.mark.slow
 @examples(20)
 @given(shapes(max_elements=2**10), layouts(), layouts(), layouts(), dtypes(), gradient_layouts(), st.booleans(), st.booleans())
 def test_any_tensors(shape, x_layout, x0_layout, previous_layout, dtype, gradients, with_previous, draw):
@@ -283,5 +284,6 @@ def test_compiles_exports_and_checkpoints(layout, draw):
     assert_ignores_autocast(op, *given)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(op, *inputs((6, 4, 3, 5)), backends=("inductor",))

@@ -135,6 +135,7 @@ def test_dtypes_may_differ(dtype):
             torch.testing.assert_close(ours[name], truth[name], **rounded)
 
 
+@pytest.mark.slow
 @examples(20)
 @given(shapes(max_elements=2**10), layouts(), layouts(), layouts(), dtypes(), gradient_layouts(), st.booleans())
 def test_any_tensors(shape, out_layout, x_layout, uncond_layout, dtype, gradients, guided):
@@ -260,5 +261,6 @@ def test_compiles_exports_and_checkpoints(layout, guided):
     assert_ignores_autocast(op, *given)
 
 
+@pytest.mark.slow
 def test_inductor():
     assert_compiles(partial(op, guidance=2.0), *inputs((6, 4, 3, 5))[:5], backends=("inductor",))

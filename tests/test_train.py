@@ -63,7 +63,13 @@ def wait_for_step(process, run_folder, step):
 
 
 @pytest.mark.parametrize(
-    ("kill_at", "how"), [(1, signal.SIGKILL), (13, signal.SIGTERM), (26, signal.SIGINT), (33, signal.SIGKILL)]
+    ("kill_at", "how"),
+    [
+        (1, signal.SIGKILL),
+        (13, signal.SIGTERM),
+        pytest.param(26, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(33, signal.SIGKILL, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_is_bitwise_uninterrupted(uninterrupted, tmp_path, kill_at, how):
     """Weights, average, optimizer and generators: every file of the last checkpoint has the same sha256."""

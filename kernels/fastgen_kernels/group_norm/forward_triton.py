@@ -264,9 +264,10 @@ def forward(
     statistics = x.new_empty((len(x), groups, 3), dtype=compute)
     if x.numel() == 0:
         return y, total, statistics
-    inputs, out = {"x": as_ncs(x), "residual": None if residual is None else as_ncs(residual)}, as_ncs(y)
-    n, c, s = out.shape
-    p = plan(inputs["x"], groups, HELD, TILE)
+    norm, out = as_ncs(x), as_ncs(y)
+    inputs = {"x": norm, "residual": None if residual is None else as_ncs(residual)}
+    n, c, s = norm.shape
+    p = plan(norm, groups, HELD, TILE)
     parameters = {
         "weight_ptr": None if weight is None else weight.contiguous(), "bias_ptr": None if bias is None else bias.contiguous(),
         **places(scale=scale, shift=shift),
@@ -295,7 +296,7 @@ def forward(
             partial, statistics, n, **sizes, **split, eps=eps, GROUP=c // groups, COMPUTE=constants["COMPUTE"], BLOCK=MERGED
         )
         apply_kernel[(p.programs,)](
-            **places(x=inputs["x"], pre_bias=pre_bias), residual_ptr=residual, **parameters, **results, y_ptr=y,
+            **places(x=norm, pre_bias=pre_bias), residual_ptr=residual, **parameters, **results, y_ptr=y,
             statistics_ptr=statistics, **sizes, **split, **rule, **constants,
         )  # fmt: skip
     return y, total, statistics
