@@ -23,7 +23,7 @@ from tests.laboratory.compiling import (
 from tests.laboratory.device import DEVICE, interpreter_only
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
-from tests.laboratory.tensors import FLOATS, LAYOUTS, random
+from tests.laboratory.tensors import LAYOUTS, random
 
 pytestmark = pytest.mark.kernels
 
@@ -92,11 +92,10 @@ def test_accurate(algorithm, shape, groups, layout):
     assert_as_accurate(op, reference, *inputs(shape, layout=layout), groups)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_a_channel_a_group(algorithm, layout):
+def test_a_channel_a_group(algorithm):
     """A pre_bias has no effect then."""
     options = [name for name in OPTIONS if name != "pre_bias"]
-    assert_as_accurate(op, reference, *inputs((2, 10, 3, 3), layout=layout, options=options), 10)
+    assert_as_accurate(op, reference, *inputs((2, 6, 3, 3), options=options), 6)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -118,13 +117,13 @@ def test_options(monkeypatch, algorithm, options, activation, layout):
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_dtype(algorithm, dtype):
     assert_as_accurate(op, reference, *inputs((2, 16, 5, 7), dtype, "channels_last", OPTIONS[:5]), 4)
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_residual(algorithm, dtype):
     """The norm is of the sum as it is returned, and the gradients of both come together where it was made."""
     x, *options, residual = inputs((2, 8, 5, 7), dtype, options=("weight", "residual"))
@@ -206,10 +205,9 @@ def test_any_tensors(n, groups, group, spatial, layout, residual_layout, dtype, 
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_large_mean(algorithm, layout):
+def test_large_mean(algorithm):
     """Mean 1e4, deviation 1: what subtracting the mean leaves is exact to fp32, forward and backward."""
-    x, *options = inputs((2, 8, 9, 11), layout=layout, options=("weight", "bias"))
+    x, *options = inputs((2, 8, 9, 11), layout="channels_last", options=("weight", "bias"))
     x = (x.detach() + 1e4).requires_grad_()
     ours = results(op, x, *options, 2, None)
     exact = results(reference, *doubled((x, *options)), 2, None)
@@ -248,8 +246,7 @@ def test_large_values_in_fp16(algorithm):
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("layout", "value"), [("contiguous", torch.inf), ("channels_last", torch.nan)])
 def test_nan_stays_in_its_group(algorithm, layout, value):
     x, *options = inputs((3, 6, 5, 3), layout=layout, options=("weight", "bias", "scale", "shift", "pre_bias"))
     with torch.no_grad():
