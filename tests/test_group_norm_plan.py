@@ -1,0 +1,69 @@
+"""Which kernels group_norm takes for a shape, and that their tiles cover it."""
+
+from itertools import product
+
+import pytest
+
+from fastgen_kernels.group_norm.backward_triton import HELD as BACKWARD
+from fastgen_kernels.group_norm.forward_triton import HELD as FORWARD
+from fastgen_kernels.group_norm.forward_triton import TILE
+from fastgen_kernels.group_norm.plan import candidates
+
+PROCESSORS = 132
+
+
+def plans(shape, groups=32, *, innermost=True, held=FORWARD):
+    return candidates(*shape, groups, innermost=innermost, held=held, tile=TILE, processors=PROCESSORS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "forward", "backward"),
+    [
+        ((128, 128, 32 * 32), "held", "held"),
+        ((8, 1280, 16 * 16), "held", "held"),
+        ((32, 256, 64 * 64), "streamed", "streamed"),
+        ((8, 640, 32 * 32), "split", "split"),
+        ((1, 128, 512 * 512), "split", "split"),
+    ],
+)
+def test_of_named_shapes(shape, forward, backward):
+    assert plans(shape)[0].algorithm == forward
+    assert plans(shape, held=BACKWARD)[0].algorithm == backward
+
+
+@pytest.mark.parametrize("innermost", [True, False])
+def test_tiles_cover_the_tensor(innermost):
+    for n, group, groups, s, held in product((1, 7), (1, 3, 10, 40, 96, 200), (1, 2, 32), (1, 35, 1024, 5000), (4096, FORWARD)):
+        c = group * groups
+        found = plans((n, c, s), groups, innermost=innermost, held=held)
+        assert [p.algorithm for p in found][-1] == "split"
+        for p in found:
+            assert all(x & (x - 1) == 0 for x in (p.width, p.height, p.warps))
+            assert p.channels <= p.width
+            assert (p.parts - 1) * p.span < s <= p.parts * p.span
+            if p.algorithm == "split":
+                assert p.programs == n * -(-c // p.channels) * p.parts
+            else:
+                assert p.channels % group == 0
+                assert p.parts == 1
+            if p.algorithm == "held":
+                assert p.height >= s
+                assert p.height * p.width <= held
+
+
+def test_groups_too_wide_for_a_tile_are_split():
+    assert [p.algorithm for p in plans((64, 512, 4096), 1)] == ["split"]
+
+
+def test_programs_are_enough_for_the_processors():
+    """One huge sample is shared by several programs for each processor; of very many small ones each program takes some."""
+    assert plans((1, 128, 512 * 512))[0].programs >= 2 * PROCESSORS
+    many = plans((10**6, 32, 4), 8)[0]
+    assert many.programs == 32 * PROCESSORS
+
+
+@pytest.mark.parametrize("channels", [320, 640, 960, 1280])
+def test_pieces_of_16_bytes(channels):
+    """Of a channels_last tensor, whatever the groups: every tile begins at a multiple of 8 channels and ends at one."""
+    for s, held in product((64, 256, 1024, 4096), (FORWARD, BACKWARD)):
+        assert all(p.channels % 8 == 0 for p in plans((8, channels, s), held=held))
