@@ -40,11 +40,17 @@ def path(request):
         yield request.param
 
 
-@pytest.fixture(autouse=True)
-def _references(request):
-    """Other tests take the references, unless they are marked `kernels`: the interpreter is slow."""
+@pytest.fixture(scope="session", autouse=True)
+def _references():
+    """Other tests, and what is made for several tests, take the references: the interpreter is slow."""
     from fastgen_kernels.dispatch import disabled
 
-    chosen = "path" in request.fixturenames or request.node.get_closest_marker("kernels") is not None
-    with nullcontext() if chosen else disabled():
+    with disabled():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _kernels(request, monkeypatch):
+    """Tests that are marked `kernels` do not."""
+    if "path" in request.fixturenames or request.node.get_closest_marker("kernels") is not None:
+        monkeypatch.setattr("fastgen_kernels.dispatch._enabled", True)
