@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen_kernels.autotune import fastest
 from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, remaining
-from fastgen_kernels.group_norm.plan import plan, power_of_2
+from fastgen_kernels.group_norm.plan import Plan, plans, power_of_2
 from fastgen_kernels.group_norm.tiles_triton import (
     affine,
     load_norm,
@@ -30,7 +31,7 @@ from fastgen_kernels.group_norm.tiles_triton import (
 from fastgen_kernels.layout import compute_dtype, empty_like
 from fastgen_kernels.q_sample_triton import rounded
 
-HELD, TILE = 16384, 4096  # elements; see `plan`
+HELD, TILE = 16384, 4096  # elements; see `plans`
 ROWS, COLUMNS = 32, 32  # samples and channels whose gradients are made at a time
 
 
@@ -322,40 +323,44 @@ def backward(
     norm, upstream = as_ncs(x), {"dy": as_ncs(dy), "dtotal": None if dtotal is None else as_ncs(dtotal)}
     written = None if dx is None else as_ncs(dx)
     n, c, s = norm.shape
-    p = plan(norm, groups, HELD if pre_bias is None and dtotal is None else HELD // 2, TILE)
-
     weight, bias = (None if v is None else v.contiguous() for v in (weight, bias))
     parameters = {"weight_ptr": weight, "bias_ptr": bias, **places(scale=scale, shift=shift, pre_bias=pre_bias)}
     sizes, rule = {"C": c, "S": s}, {"GROUP": c // groups, "COMPUTE": TRITON_DTYPE[compute]}
-    constants = {
-        "SILU": activation == "silu", "WIDE": wide(p, norm, written, *upstream.values()), "HEIGHT": p.height, "WIDTH": p.width,
-        "num_warps": p.warps,
-    }  # fmt: skip
     planes = 2 if pre_bias is None else 3
     sums = statistics.new_empty((planes, n, c)) if any(wanted[1:]) else None
-    moments = statistics.new_empty((n, groups, 2)) if p.algorithm == "split" or wanted[5] else None
-    with torch.cuda.device_of(x):
+    moments = statistics.new_empty((n, groups, 2))
+
+    def launch(p: Plan) -> None:
+        constants = {
+            "SILU": activation == "silu", "WIDE": wide(p, norm, written, *upstream.values()), "HEIGHT": p.height,
+            "WIDTH": p.width, "num_warps": p.warps,
+        }  # fmt: skip
         if p.algorithm != "split":
             kernel = held_kernel if p.algorithm == "held" else streamed_kernel
             kernel[(p.programs,)](
                 **places(x=norm, **upstream, dx=written), **parameters, statistics_ptr=statistics, sums_ptr=sums,
-                moments_ptr=moments, N=n, **sizes, CHANNELS=p.channels, **rule, **constants,
+                moments_ptr=moments if wanted[5] else None, N=n, **sizes, CHANNELS=p.channels, **rule, **constants,
             )  # fmt: skip
-        else:
-            partial, split = statistics.new_empty((planes, n, p.parts, c)), {"SPAN": p.span, "parts": p.parts}
-            sums_kernel[(p.programs,)](
-                **places(x=norm, dy=upstream["dy"]), **parameters, statistics_ptr=statistics, partial_ptr=partial,
-                N=n, **sizes, **split, **rule, **constants,
+            return
+        partial, split = statistics.new_empty((planes, n, p.parts, c)), {"SPAN": p.span, "parts": p.parts}
+        sums_kernel[(p.programs,)](
+            **places(x=norm, dy=upstream["dy"]), **parameters, statistics_ptr=statistics, partial_ptr=partial,
+            N=n, **sizes, **split, **rule, **constants,
+        )  # fmt: skip
+        merge_kernel[(n * groups,)](
+            partial, weight, **places(scale=scale), sums_ptr=sums, moments_ptr=moments, N=n, **sizes, parts=p.parts,
+            PRE_BIAS=pre_bias is not None, **rule, BLOCK=min(128, power_of_2(c // groups)),
+        )  # fmt: skip
+        if dx is not None:
+            apply_kernel[(p.programs,)](
+                **places(x=norm, **upstream, dx=written), **parameters, statistics_ptr=statistics, moments_ptr=moments,
+                **sizes, **split, **rule, **constants,
             )  # fmt: skip
-            merge_kernel[(n * groups,)](
-                partial, weight, **places(scale=scale), sums_ptr=sums, moments_ptr=moments, N=n, **sizes, parts=p.parts,
-                PRE_BIAS=pre_bias is not None, **rule, BLOCK=min(128, power_of_2(c // groups)),
-            )  # fmt: skip
-            if dx is not None:
-                apply_kernel[(p.programs,)](
-                    **places(x=norm, **upstream, dx=written), **parameters, statistics_ptr=statistics, moments_ptr=moments,
-                    **sizes, **split, **rule, **constants,
-                )  # fmt: skip
+
+    with torch.cuda.device_of(x):
+        ways = plans(norm, groups, HELD if pre_bias is None and dtotal is None else HELD // 2, TILE)
+        kind = "group_norm_backward", x.device, x.dtype, dtotal is None, pre_bias is None, dx is None, activation, groups
+        launch(fastest((*kind, *ways), ways, launch))
         if sums is not None:
             names = ("dweight_ptr", "dbias_ptr", "dscale_ptr", "dshift_ptr", "dpre_bias_ptr")
             wanted_ones = {name: g if want else None for name, g, want in zip(names, grads[1:], wanted[1:], strict=True)}

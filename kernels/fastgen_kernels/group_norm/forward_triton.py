@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen_kernels.autotune import fastest
 from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, remaining
-from fastgen_kernels.group_norm.plan import plan
+from fastgen_kernels.group_norm.plan import Plan, plans
 from fastgen_kernels.group_norm.tiles_triton import (
     affine,
     load_pre_bias,
@@ -27,7 +28,7 @@ from fastgen_kernels.group_norm.tiles_triton import (
 from fastgen_kernels.layout import compute_dtype, empty_like
 from fastgen_kernels.q_sample_triton import rounded
 
-HELD, TILE = 32768, 8192  # elements; see `plan`
+HELD, TILE = 32768, 8192  # elements; see `plans`
 MERGED = 1024  # partial statistics that are merged at a time
 
 
@@ -267,26 +268,25 @@ def forward(
     norm, out = as_ncs(x), as_ncs(y)
     inputs = {"x": norm, "residual": None if residual is None else as_ncs(residual)}
     n, c, s = norm.shape
-    p = plan(norm, groups, HELD, TILE)
     parameters = {
         "weight_ptr": None if weight is None else weight.contiguous(), "bias_ptr": None if bias is None else bias.contiguous(),
         **places(scale=scale, shift=shift),
     }  # fmt: skip
-    sizes = {"C": c, "S": s}
-    constants = {
-        "COMPUTE": TRITON_DTYPE[compute], "WIDE": wide(p, out, *inputs.values()), "HEIGHT": p.height, "WIDTH": p.width,
-        "num_warps": p.warps,
-    }  # fmt: skip
     results = {"total_ptr": None if residual is None else total, "out_strides": out.stride()}
-    rule = {"GROUP": c // groups, "SILU": activation == "silu"}
-    with torch.cuda.device_of(x):
+    sizes, rule = {"C": c, "S": s}, {"GROUP": c // groups, "SILU": activation == "silu"}
+
+    def launch(p: Plan) -> None:
+        constants = {
+            "COMPUTE": TRITON_DTYPE[compute], "WIDE": wide(p, out, *inputs.values()), "HEIGHT": p.height, "WIDTH": p.width,
+            "num_warps": p.warps,
+        }  # fmt: skip
         if p.algorithm != "split":
             kernel = held_kernel if p.algorithm == "held" else streamed_kernel
             kernel[(p.programs,)](
                 **places(**inputs, pre_bias=pre_bias), **parameters, **results, y_ptr=y, statistics_ptr=statistics,
                 N=n, **sizes, eps=eps, CHANNELS=p.channels, **rule, **constants,
             )  # fmt: skip
-            return y, total, statistics
+            return
         partial = statistics.new_empty((3, n, p.parts, c))
         split = {"SPAN": p.span, "parts": p.parts}
         statistics_kernel[(p.programs,)](
@@ -299,4 +299,8 @@ def forward(
             **places(x=norm, pre_bias=pre_bias), residual_ptr=residual, **parameters, **results, y_ptr=y,
             statistics_ptr=statistics, **sizes, **split, **rule, **constants,
         )  # fmt: skip
+
+    with torch.cuda.device_of(x):
+        ways = plans(norm, groups, HELD, TILE)
+        launch(fastest(("group_norm", x.device, x.dtype, residual is None, *rule.values(), *ways), ways, launch))
     return y, total, statistics

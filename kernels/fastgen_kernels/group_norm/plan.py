@@ -35,14 +35,15 @@ class Plan:
     warps: int
 
 
-def plan(x: Tensor, groups: int, held: int, tile: int) -> Plan:
-    """For x (N, C, S). held: elements of a slab that registers hold, without spills; half as many where positions are innermost,
-    and of fp64 a quarter. tile: elements of a tile of a slab that they do not hold, for 8 warps."""
+def plans(x: Tensor, groups: int, held: int, tile: int) -> list[Plan]:
+    """For x (N, C, S), first what should be the fastest. held: elements of a slab that registers hold, without spills; half as
+    many where positions are innermost, and of fp64 a quarter. tile: elements of a tile of a slab that they do not hold, for 8
+    warps."""
     n, c, s = x.shape
     innermost = x.stride(1) == 1
     less = 4 if x.dtype == torch.float64 else 1
     held //= less if innermost else 2 * less
-    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile // less, processors=processors(x.device))[0]
+    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile // less, processors=processors(x.device))
 
 
 def processors(device: torch.device) -> int:
@@ -51,7 +52,7 @@ def processors(device: torch.device) -> int:
 
 
 def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: int, tile: int, processors: int) -> list[Plan]:
-    """Plans that fit, first what should be the fastest."""
+    """The plans that fit; see `plans`."""
     group, positions = c // groups, power_of_2(s)
     piece = lcm(group, 8)
     unit = piece if innermost and c % 8 == 0 and piece <= WIDEST else group  # whole groups, in accesses of 16 bytes
