@@ -197,6 +197,8 @@ def test_blocks_of_a_program():
     for dtype, blocks in ((torch.float32, 1024), (torch.float64, 256)):
         x = torch.empty(1, 2**13, dtype=dtype)
         assert kernels.plan(x, x, None, None, x, *CLAMPS[0], False)[1]["BLOCKS"] == blocks
+        strided = torch.empty(1, 3, 2**13, dtype=dtype)[..., ::2]
+        assert kernels.plan(strided, strided, None, None, strided, *CLAMPS[0], False)[1]["BLOCKS"] == blocks // 2
 
 
 @pytest.mark.kill
