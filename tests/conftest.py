@@ -4,6 +4,7 @@ Triton interprets kernels."""
 import os
 import re
 from contextlib import nullcontext
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def _references():
 
 
 @pytest.fixture(autouse=True)
-def _kernels(request, monkeypatch):
+def _kernels(request):
     """Tests that are marked `kernels` do not."""
-    if "path" in request.fixturenames or request.node.get_closest_marker("kernels") is not None:
-        monkeypatch.setattr("fastgen_kernels.dispatch._enabled", True)
+    chosen = "path" in request.fixturenames or request.node.get_closest_marker("kernels") is not None
+    with patch("fastgen_kernels.dispatch._enabled", True) if chosen else nullcontext():
+        yield
