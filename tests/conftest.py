@@ -14,6 +14,10 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
+    from benchmarks.interpreter import quicken
+
+    quicken()
+
 
 def pytest_ignore_collect(collection_path, config):
     """`pytest -m gpu` passes by files without such tests: it needs torch, Triton, numpy and pytest, and nothing else."""

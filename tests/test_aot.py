@@ -48,6 +48,7 @@ def test_kernels_of_training_and_sampling(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_every_kernel_on_other_architectures(tmp_path):
     reports, process = aot(tmp_path, "--main", "--one", "--cc", 80, 100, 120)
     assert_clean(reports, process)

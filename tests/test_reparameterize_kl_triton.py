@@ -280,6 +280,7 @@ def test_inductor():
 
 
 @interpreter_only
+@pytest.mark.slow
 def test_training_follows_the_references_loss(tmp_path):
     losses = []
     for environment in ({"TRITON_INTERPRET": "1"}, {"FASTGEN_KERNELS": "off"}):

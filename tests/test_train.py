@@ -65,8 +65,8 @@ def wait_for_step(process, run_folder, step):
 @pytest.mark.parametrize(
     ("kill_at", "how"),
     [
-        (1, signal.SIGKILL),
-        (13, signal.SIGTERM),
+        (13, signal.SIGKILL),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(26, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(33, signal.SIGKILL, marks=pytest.mark.slow),
     ],
