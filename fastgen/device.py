@@ -3,6 +3,7 @@
 import textwrap
 
 import torch
+from torch import nn
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -16,6 +17,14 @@ def resolve_device(name: str = "auto") -> torch.device:
         reason = textwrap.shorten(str(error).split("\n")[0], 100)  # torch lists all that it could have been
         raise ValueError(f"device: expected auto, cpu, or a device of this machine, got {name!r} ({reason})") from None
     return device
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, on the device. On a GPU the weights of its convolutions are channels_last, as tensor cores take them, and so
+    then is all that passes through it."""
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return model.to(device)
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -1,4 +1,9 @@
-"""The blocks that the models are built of. N batch, C channels, *S spatial, D width of an embedding."""
+"""The blocks that the models are built of. N batch, C channels, *S spatial, D width of an embedding.
+
+What a residual block adds is left open, for the group norm that comes next to add: see `Stream`.
+"""
+
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,18 +40,35 @@ def unpatchify(x: Tensor, patch: int) -> Tensor:
     return x.unflatten(1, (-1, patch)).movedim(2, 3).flatten(2, 3)
 
 
-class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm with what follows it in a UNet fused: see `fastgen.functional.group_norm`."""
+class Stream(NamedTuple):
+    """x + branch, both (N, C, *S), a sum that is not made yet: a GroupNorm that reads it makes it in the same pass."""
 
-    def forward(
-        self, x: Tensor, *, activation: Activation | None = None, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
-        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, activation=activation, scale=scale, shift=shift)
+    x: Tensor
+    branch: Tensor | None = None
+
+    def sum(self) -> Tensor:
+        return self.x if self.branch is None else self.x + self.branch
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm with what surrounds it in a UNet fused: see `fastgen.functional.group_norm`."""
+
+    def forward(  # type: ignore[override]  # a stream for a tensor
+        self, h: Stream, *, activation: Activation | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of h's sum, and the sum."""
+        options: dict[str, Any] = {"activation": activation, "scale": scale, "shift": shift}
+        arguments = self.num_groups, self.weight, self.bias, self.eps
+        if h.branch is None:
+            return group_norm(h.x, *arguments, **options), h.x
+        return group_norm(h.x, *arguments, **options, residual=h.branch)
 
 
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), the second norm scaled and shifted by the embedding (ADM, Dhariwal & Nichol
-    2021, arXiv:2105.05233, section 3). The embedding comes activated, (N, D); without `emb_dim` there is none."""
+    2021, arXiv:2105.05233, section 3). The embedding comes activated, (N, D); without `emb_dim` there is none.
+
+    With the result comes the sum that it was given."""
 
     def __init__(
         self, dims: int, in_channels: int, out_channels: int, groups: int, emb_dim: int | None = None, dropout: float = 0.0
@@ -60,11 +82,12 @@ class ResBlock(nn.Module):
         self.conv2 = zero_init(conv(dims, out_channels, out_channels))
         self.skip = nn.Identity() if in_channels == out_channels else conv(dims, in_channels, out_channels, kernel=1)
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        h = self.conv1(self.norm1(x, activation="silu"))
+    def forward(self, h: Stream, emb: Tensor | None = None) -> tuple[Stream, Tensor]:
+        y, x = self.norm1(h, activation="silu")
+        y = self.conv1(y)
         scale, shift = (None, None) if self.emb is None else self.emb(emb).chunk(2, dim=1)
-        h = self.norm2(h, activation="silu", scale=scale, shift=shift)
-        return self.skip(x) + self.conv2(self.dropout(h))
+        y, _ = self.norm2(Stream(y), activation="silu", scale=scale, shift=shift)
+        return Stream(self.skip(x), self.conv2(self.dropout(y))), x
 
 
 class SelfAttention(nn.Module):
@@ -77,8 +100,9 @@ class SelfAttention(nn.Module):
         self.qkv = conv(dims, channels, 3 * channels, kernel=1)
         self.out = zero_init(conv(dims, channels, channels, kernel=1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(attention_qkv(self.qkv(self.norm(x)), self.num_heads))
+    def forward(self, h: Stream) -> Stream:
+        y, x = self.norm(h)
+        return Stream(x, self.out(attention_qkv(self.qkv(y), self.num_heads)))
 
 
 class CrossAttention(nn.Module):
@@ -92,11 +116,12 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * channels)
         self.out = zero_init(conv(dims, channels, channels, kernel=1))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q = self.q(self.norm(x)).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)  # [N, H, S, D/H]
+    def forward(self, h: Stream, context: Tensor) -> Stream:
+        y, x = self.norm(h)
+        q = self.q(y).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)  # [N, H, S, D/H]
         k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [N, H, L, D/H] each
-        h = attention(q, k, v).transpose(2, 3).reshape(x.shape)
-        return x + self.out(h)
+        y = attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        return Stream(x, self.out(y))
 
 
 class Upsample(nn.Module):

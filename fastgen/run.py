@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastgen import checkpoint
 from fastgen.config import ConvVAEConfig, TrainConfig, UNetConfig
 from fastgen.config_file import load_yaml, plain
-from fastgen.device import autocast, resolve_device
+from fastgen.device import autocast, place, resolve_device
 from fastgen.diffusion import Diffusion
 from fastgen.errors import expect
 from fastgen.generate import generate, sample_labels
@@ -88,7 +88,7 @@ def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> 
         raise ValueError(f"run: expected the folder of a training run, got {str(path)!r}: it has no config.yaml")
     config = load_yaml(path / "config.yaml")
     folder = find_checkpoint(path, step)
-    place = resolve_device(device)
+    where = resolve_device(device)
     description = checkpoint.load_document(folder, "config")
     trained, given = description.get("diffusion"), _noising(config)
     expect(f"{path / 'config.yaml'}: diffusion", given, given == trained, f"{trained}, as in the checkpoint")
@@ -97,12 +97,12 @@ def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> 
     return Run(
         path,
         config,
-        model.to(place).eval().requires_grad_(False),
+        place(model, where).eval().requires_grad_(False),
         make_diffusion(config),
         tuple(description["shape"]),
         description["classes"],
         int(folder.name),
-        place,
+        where,
     )
 
 

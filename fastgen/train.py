@@ -20,7 +20,7 @@ from fastgen.config_file import save_yaml
 from fastgen.data import ImageDataset, open_dataset
 from fastgen.data.augment import augment
 from fastgen.data.held_out import open_held_out
-from fastgen.device import autocast, resolve_device
+from fastgen.device import autocast, place, resolve_device
 from fastgen.ema import EMA
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
@@ -61,7 +61,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
     description = describe(config, data.shape, data.num_classes, data.classes)
 
     torch.manual_seed(config.seed)
-    model = MODELS[description["model"]](**description["arguments"]).to(device)
+    model = place(MODELS[description["model"]](**description["arguments"]), device)
     objective = make_objective(config, model)
     ema = EMA(model, config.ema)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True)

@@ -57,10 +57,13 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    parameters = dict(model.named_parameters())
+    index = {name: i for i, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, name = key.split(":", 1)
+        if value.shape == parameters[name].shape:
+            value = torch.empty_like(parameters[name]).copy_(value)  # its memory format too: a fused step needs the same
         state.setdefault(index[name], {})[kind] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -21,6 +21,7 @@ from fastgen.functional import noise_key
 from fastgen.metrics_log import read_metrics
 from fastgen.objectives import DiffusionObjective
 from fastgen.train import learning_rate, train, train_step
+from fastgen.training_state import restore_state, save_state
 from tests.command import run, start
 
 TINY = TrainConfig(
@@ -257,3 +258,23 @@ def test_ema_is_the_recurrence_with_its_warm_up():
     torch.testing.assert_close(ema.model.weight, expected)
     assert not ema.model.training
     assert not ema.model.weight.requires_grad
+
+
+def test_what_is_restored_has_the_memory_format_of_its_parameter(tmp_path):
+    """A fused optimizer step on a GPU, where weights are channels_last, needs its state to be so too."""
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = UNet(1, channels=8, multipliers=(1,), groups=4).to(memory_format=torch.channels_last)
+        made.append((model, EMA(model, 0.9), torch.optim.AdamW(model.parameters(), fused=True)))
+    (model, ema, optimizer), restored = made
+    model(torch.randn(2, 1, 8, 8), torch.rand(2)).square().sum().backward()
+    optimizer.step()
+    save_state(tmp_path, 1, model, ema, optimizer, {}, 1)
+    assert restore_state(tmp_path, *restored, {}) == 1
+    for parameter, other in zip(model.parameters(), restored[0].parameters(), strict=True):
+        assert other.equal(parameter)
+        for kind in ("exp_avg", "exp_avg_sq"):
+            assert restored[2].state[other][kind].equal(optimizer.state[parameter][kind])
+            assert restored[2].state[other][kind].stride() == other.stride()
+    assert any(p.dim() == 4 and not p.is_contiguous() for p in restored[0].parameters())

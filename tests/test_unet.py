@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from fastgen import DiffusionModel, UNet
+from fastgen.functional import group_norm
 from fastgen.layers import patchify, unpatchify
 
 
@@ -79,6 +80,34 @@ def test_channels_last_gives_the_same():
     expected = net(x, t)
     out = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_last_weights_suffice():
+    """Whatever passes between layers is then channels_last, whatever x was."""
+    net = small(attention_levels=(1,), patch=2).to(memory_format=torch.channels_last)
+    for name, layer in net.named_modules():
+
+        def check(_layer, _inputs, outputs, name=name):
+            for y in torch.utils._pytree.tree_leaves(outputs):
+                assert y.dim() < 4 or y.is_contiguous(memory_format=torch.channels_last), name
+
+        if layer is not net:
+            layer.register_forward_hook(check)
+    net(torch.randn(2, 2, 16, 12), torch.rand(2))
+
+
+def test_norms_make_the_sums(monkeypatch):
+    """All but those that are concatenated, halved or doubled in size."""
+    sums = []
+
+    def spy(*arguments, residual=None, **options):
+        sums.append(residual is not None)
+        return group_norm(*arguments, residual=residual, **options)
+
+    monkeypatch.setattr("fastgen.layers.group_norm", spy)
+    small(blocks=2)(torch.randn(2, 2, 8, 8), torch.rand(2))
+    down, mid, up = [False, False, True, False], [True, False, True, True, False], [False, False] * 3
+    assert sums == [*down, *down, *mid, *up, *up, True]
 
 
 def test_compiles_whole():

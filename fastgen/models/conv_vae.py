@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fastgen.layers import GroupNorm, ResBlock, Upsample, conv
+from fastgen.layers import GroupNorm, ResBlock, Stream, Upsample, conv
 from fastgen.models.vae import VariationalAutoencoder, unit_range
 from fastgen_kernels.reconstruction_nll import Likelihood
 
@@ -44,7 +44,7 @@ class ConvVAE(VariationalAutoencoder):
             for _ in range(blocks):
                 encoder.append(ResBlock(2, width, cout, groups))
                 width = cout
-        encoder += [GroupNorm(groups, width), nn.SiLU(), nn.Flatten(), nn.Linear(width * side**2, 2 * latent_dim)]
+        encoder += [GroupNorm(groups, width), nn.Flatten(), nn.Linear(width * side**2, 2 * latent_dim)]
 
         decoder: list[nn.Module] = [nn.Linear(latent_dim, width * side**2), nn.Unflatten(1, (width, side, side))]
         for level, cout in reversed(list(enumerate(widths))):
@@ -53,9 +53,9 @@ class ConvVAE(VariationalAutoencoder):
                 width = cout
             if level > 0:
                 decoder.append(Upsample(2, width))
-        decoder += [GroupNorm(groups, width), nn.SiLU(), conv(2, width, in_channels)]
+        decoder += [GroupNorm(groups, width), conv(2, width, in_channels)]
 
-        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+        self.encoder, self.decoder = Stack(*encoder), Stack(*decoder)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
@@ -65,3 +65,18 @@ class ConvVAE(VariationalAutoencoder):
 
     def decode_logits(self, z: Tensor) -> Tensor:
         return self.decoder(z)
+
+
+class Stack(nn.Sequential):
+    """Layers in order, a norm followed by SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = Stream(x)
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h, _ = layer(h)
+            elif isinstance(layer, GroupNorm):
+                h = Stream(layer(h, activation="silu")[0])
+            else:
+                h = Stream(layer(h.sum()))
+        return h.sum()

@@ -1,5 +1,7 @@
 """The UNet of DDPM and ADM: what denoises pixels and latents."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -10,6 +12,7 @@ from fastgen.layers import (
     GroupNorm,
     ResBlock,
     SelfAttention,
+    Stream,
     Upsample,
     conv,
     patchify,
@@ -99,21 +102,19 @@ class UNet(nn.Module):
         self._check(x, label, context)
         emb = self._embed(t, label)
 
-        h = self.stem(patchify(x, self.patch))
-        skips = [h]
-        for layer in self.down:
-            h = self._run(layer, h, emb, context)
-            skips.append(h)
-
-        for layer in self.mid:
-            h = self._run(layer, h, emb, context)
+        h, skips = Stream(self.stem(patchify(x, self.patch))), []
+        for layer in [*self.down, self.mid[0]]:
+            h, x = self._run(layer, h, emb, context)  # x is what the layer was given
+            skips.append(x)
+        h, _ = self._run(self.mid[1], h, emb, context)
 
         for layer in self.up:
             if isinstance(layer, Block):
-                h = torch.cat([h, skips.pop()], dim=1)
-            h = self._run(layer, h, emb, context)
+                h = Stream(torch.cat([h.sum(), skips.pop()], dim=1))
+            h, _ = self._run(layer, h, emb, context)
 
-        return unpatchify(self.head(self.norm(h, activation="silu")), self.patch)
+        y, _ = self.norm(h, activation="silu")
+        return unpatchify(self.head(y), self.patch)
 
     def _embed(self, t: Tensor, label: Tensor | None) -> Tensor:
         """Time and class as one embedding, activated once for all blocks: [N, 4·channels]."""
@@ -124,11 +125,13 @@ class UNet(nn.Module):
             emb = emb + self.label(label)
         return nn.functional.silu(emb)
 
-    def _run(self, layer: nn.Module, h: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        arguments = (h, emb, context) if isinstance(layer, Block) else (h,)
-        if self.checkpointing and self.training:
-            return checkpoint(layer, *arguments, use_reentrant=False)
-        return layer(*arguments)
+    def _run(self, layer: nn.Module, h: Stream, emb: Tensor, context: Tensor | None) -> tuple[Stream, Tensor]:
+        """What comes out of the layer, and what went in, its sum made."""
+        run = partial(checkpoint, layer, use_reentrant=False) if self.checkpointing and self.training else layer
+        if isinstance(layer, Block):
+            return run(h, emb, context)
+        x = h.sum()
+        return Stream(run(x)), x
 
     def _check(self, x: Tensor, label: Tensor | None, context: Tensor | None) -> None:
         if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels or any(s % self.multiple or s == 0 for s in x.shape[2:]):
@@ -144,7 +147,8 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, then self-attention and cross-attention where there are heads and context."""
+    """A residual block, then self-attention and cross-attention where there are heads and context. With the result comes the sum
+    that it was given, for the skip connection."""
 
     def __init__(
         self,
@@ -164,13 +168,13 @@ class Block(nn.Module):
             CrossAttention(dims, out_channels, groups, num_heads, context_dim) if num_heads and context_dim is not None else None
         )
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        h = self.res(x, emb)
+    def forward(self, h: Stream, emb: Tensor, context: Tensor | None = None) -> tuple[Stream, Tensor]:
+        h, x = self.res(h, emb)
         if self.attention is not None:
             h = self.attention(h)
         if self.cross is not None:
             h = self.cross(h, context)
-        return h
+        return h, x
 
 
 def _check_widths(widths: list[int], groups: int, head_dim: int, attention_levels: tuple[int, ...]) -> None:
