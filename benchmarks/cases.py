@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.cache import second_reads
 from fastgen.functional import (
     denoising_loss,
     diffusion_loss,
@@ -21,6 +22,7 @@ from fastgen.functional import (
     timestep_embedding,
     to_x0,
 )
+from fastgen_kernels.blocks_triton import as_ncs
 from fastgen_kernels.q_sample import Target
 from fastgen_kernels.reconstruction_nll import Likelihood
 from fastgen_kernels.timestep_embedding import timestep_embedding_reference
@@ -32,7 +34,8 @@ Outputs = tuple[Tensor, ...]
 class Case:
     """ours and eager take the tensors that `inputs` makes on a device and return the outputs; those that require a gradient are
     differentiated. forward and backward are the floors: the fewest bytes that must be read and written each way, backward None
-    where there is nothing to differentiate; normals is how many numbers are drawn each way."""
+    where there is nothing to differentiate; normals is how many numbers are drawn each way; second_reads is each way the share of
+    what is read again that should be in the L2 cache, None where nothing is."""
 
     op: str
     shape: str
@@ -42,6 +45,7 @@ class Case:
     forward: int
     backward: int | None = None
     normals: int = 0
+    second_reads: Callable[[], tuple[float | None, float | None]] = lambda: (None, None)
 
 
 def small(op: str) -> list[Case]:
@@ -331,6 +335,7 @@ def _group_norm(
         eager,
         forward=(4 if residual else 2) * of_x + small,
         backward=(4 if residual else 3) * of_x + 2 * small,
+        second_reads=lambda: second_reads(as_ncs(inputs(torch.device("meta"))[2]), groups, residual),
     )
 
 

@@ -3,11 +3,13 @@
 from itertools import product
 
 import pytest
+import torch
 
+from benchmarks.cache import share
 from fastgen_kernels.group_norm.backward_triton import HELD as BACKWARD
 from fastgen_kernels.group_norm.forward_triton import HELD as FORWARD
 from fastgen_kernels.group_norm.forward_triton import TILE
-from fastgen_kernels.group_norm.plan import candidates
+from fastgen_kernels.group_norm.plan import Plan, candidates
 
 PROCESSORS = 132
 
@@ -67,3 +69,23 @@ def test_pieces_of_16_bytes(channels):
     """Of a channels_last tensor, whatever the groups: every tile begins at a multiple of 8 channels and ends at one."""
     for s, held in product((64, 256, 1024, 4096), (FORWARD, BACKWARD)):
         assert all(p.channels % 8 == 0 for p in plans((8, channels, s), held=held))
+
+
+IMAGE, BATCH = ((1, 128, 512 * 512), (32, 256, 4096))
+
+
+@pytest.mark.parametrize(
+    ("plan", "shape", "live"),  # live: elements of a tensor that are at work at once
+    [
+        (Plan("split", 64, 64, 128, 4096, 512, 512, 8), IMAGE, 128 * 512 * 512),
+        (Plan("streamed", 64, 64, 128, 512, 1, 4096, 8), BATCH, 132 * 2 * 64 * 4096),
+        (Plan("streamed", 64, 64, 128, 100, 1, 4096, 16), BATCH, 100 * 64 * 4096),
+    ],
+)
+def test_share_of_second_reads_in_the_cache(plan, shape, live):
+    x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    assert share(plan, x, 2) == pytest.approx(50 * 2**20 / (2 * 2 * live))
+
+
+def test_a_single_pass_reads_nothing_again():
+    assert share(Plan("held", 64, 64, 128, 10, 1, 128, 8), torch.empty(BATCH, device="meta"), 2) is None
