@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.cache import second_reads
 from fastgen.functional import (
+    attention_qkv,
     denoising_loss,
     diffusion_loss,
     group_norm,
@@ -22,6 +23,7 @@ from fastgen.functional import (
     timestep_embedding,
     to_x0,
 )
+from fastgen_kernels.attention import _attention_qkv
 from fastgen_kernels.blocks_triton import as_ncs
 from fastgen_kernels.q_sample import Target
 from fastgen_kernels.reconstruction_nll import Likelihood
@@ -339,6 +341,36 @@ def _group_norm(
     )
 
 
+def _attention(name: str, n: int, heads: int, d: int, side: int, *, channels_last: bool = False) -> Case:
+    """qkv as a 1x1 convolution puts it out, in bf16; eager takes it apart for scaled_dot_product_attention and puts the output
+    together. On a GPU ours are the kernels, also where the op would leave a shape to PyTorch."""
+    shape = (n, 3 * heads * d, side, side)
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        qkv = torch.randn(shape, dtype=torch.bfloat16, device=device)
+        return (_laid_out(qkv, channels_last).requires_grad_(),)
+
+    def eager(qkv: Tensor) -> Outputs:
+        q, k, v = qkv.reshape(n, 3, heads, d, side**2).transpose(3, 4).unbind(1)
+        out = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        return (_laid_out(out.transpose(2, 3).reshape(n, heads * d, side, side), channels_last),)
+
+    of_out = n * heads * d * side**2 * 2
+    return Case(
+        "attention_qkv",
+        f"{name} {n}x{heads}x{side**2}x{d} bfloat16{' channels_last' * channels_last}",
+        inputs,
+        lambda qkv: (_attention_qkv(qkv, heads, "qkv_major")[0] if qkv.is_cuda else attention_qkv(qkv, heads),),
+        eager,
+        forward=4 * of_out,
+        backward=7 * of_out,
+    )
+
+
+def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
 def _timestep_embedding(name: str, n: int, dim: int) -> Case:
     def eager(t: Tensor) -> Outputs:
         return (timestep_embedding_reference(t, dim, 10_000.0),)
@@ -416,6 +448,14 @@ CASES = [
     _group_norm("SD UNet", (8, 1280, 16, 16), BF16, channels_last=True, residual=True),
     _group_norm("CIFAR", (128, 128, 32, 32), BF16, channels_last=True, modulated=True),
     _group_norm("CIFAR", (128, 128, 32, 32), BF16, modulated=True),
+    _attention("small UNet", 2, 2, 64, 8, channels_last=True),
+    _attention("small UNet", 2, 2, 40, 8),
+    _attention("small UNet", 1, 2, 64, 16),
+    *(
+        _attention("UNet", n, 8, d, side, channels_last=True)
+        for n, side in ((128, 8), (128, 16), (32, 32), (8, 64))
+        for d in (32, 40, 64, 80, 128)
+    ),
     _timestep_embedding("UNet batch", 128, 128),
     _timestep_embedding("UNet batch", 512, 512),
     _to_x0("latents", (8, 4, 64, 64), FP32, gradient=True),

@@ -51,6 +51,8 @@ def captured(launches: Iterable[Launch], cc: int) -> list[Configuration]:
     found: dict[tuple[str, str], Configuration] = {}
     with launching(cc) as kernels:
         for launch in launches:
+            if launch.capabilities is not None and cc not in launch.capabilities:
+                continue
             kernels.clear()
             launch.run()
             if not kernels:

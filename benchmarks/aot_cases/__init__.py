@@ -1,6 +1,6 @@
 """Calls of the ops' launchers that between them reach every configuration: what benchmarks.aot compiles."""
 
-from benchmarks.aot_cases import group_norm, losses, sampling, vae
+from benchmarks.aot_cases import attention, group_norm, losses, sampling, vae
 from benchmarks.aot_cases.launch import Launch
 
 __all__ = ["LAUNCHES", "Launch"]
@@ -16,4 +16,5 @@ LAUNCHES = [
     *sampling.to_x0(),
     *sampling.sampler_step(),
     *group_norm.group_norm(),
+    *attention.attention(),
 ]

@@ -13,13 +13,15 @@ FP32, FP16, BF16, FP64 = torch.float32, torch.float16, torch.bfloat16, torch.flo
 @dataclass(frozen=True)
 class Launch:
     """One call of a launcher. wide says how many bytes each access to an argument is to have, where layout and alignment allow
-    more than one element. main: what training and sampling do, and what is checked at every change."""
+    more than one element. main: what training and sampling do, and what is checked at every change. capabilities: where the
+    kernels are taken, None for everywhere."""
 
     op: str
     name: str
     run: Callable[[], object]
     wide: dict[str, int] = field(default_factory=dict)
     main: bool = False
+    capabilities: tuple[int, ...] | None = None
 
 
 def laid_out(layout: str, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -53,8 +53,18 @@ def obstacle(device: torch.device) -> str | None:
     )
 
 
-# Dynamo calls it instead of tracing it. torch.compiler.assume_constant_result does this too, but imports all of Dynamo first.
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU; where kernels are interpreted, that of an H200."""
+    return (9, 0) if _INTERPRETED else torch.cuda.get_device_capability(device)
+
+
+# Dynamo calls them instead of tracing them. torch.compiler.assume_constant_result does this too, but imports all of Dynamo first.
 obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def interpreted() -> bool:
+    return _INTERPRETED
 
 
 def switched_off() -> bool:

@@ -1,0 +1,66 @@
+"""Launches of attention: of what the kernels are taken for."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from benchmarks.aot_cases.launch import BF16, FP16, Launch, text, widths
+from fastgen_kernels.attention import _backward_qkv, _forward, _forward_qkv
+from fastgen_kernels.attention.backward_triton import backward
+from fastgen_kernels.attention.choice import faster_on_hopper, one_tile
+from fastgen_kernels.attention.plan import split
+
+CAPABILITIES = (90,)
+
+
+def attention() -> Iterator[Launch]:
+    """Self-attention in both memory formats and cross-attention, by number of keys and columns."""
+    for d, keys, dtype in product((16, 32, 40, 64, 80, 96, 128), (64, 128, 256, 1024), (BF16, FP16)):
+        main, lane = dtype == BF16 and d in (32, 64), 4 if 16 in split(d) else 8  # of 64 x 16 a lane of 8 warps has 4
+        yield from stacked("channels_last", d, keys, dtype, lane=lane, main=main)
+        if dtype == BF16:
+            yield from stacked("contiguous", d, keys, dtype, lane=lane, main=main)
+    yield from stacked("channels_last", 64, 49, BF16, lane=8)
+    for d, masked in product((40, 64), (False, True)):
+        yield from cross(d, 77, masked)
+
+
+def stacked(layout: str, d: int, positions: int, dtype: torch.dtype, *, lane: int = 0, main: bool = False) -> Iterator[Launch]:
+    if not faster_on_hopper(d, positions, dtype):
+        return
+    shape = (8, 3 * 8 * d, positions)
+
+    def make(shape: tuple[int, ...]) -> Tensor:
+        n, c, t = shape
+        return torch.empty(n, t, c, dtype=dtype).transpose(1, 2) if layout == "channels_last" else torch.empty(shape, dtype=dtype)
+
+    def forward() -> None:
+        _forward_qkv(make(shape), 8, "qkv_major")
+
+    def back() -> None:
+        dout, lse = make((8, 8 * d, positions)), torch.empty(8, 8, positions)
+        out = None if one_tile(d, positions, dtype) else torch.empty_like(dout)
+        _backward_qkv(dout, make(shape), out, lse, 8, "qkv_major")
+
+    name = f"{layout} D {d}, {positions} positions, {text(dtype)}"
+    yield Launch("attention", f"forward {name}", forward, widths(["out_ptr"], lane, dtype), main, CAPABILITIES)
+    yield Launch("attention", f"backward {name}", back, widths(["k_ptr", "v_ptr"], lane, dtype), main, CAPABILITIES)
+
+
+def cross(d: int, keys: int, masked: bool) -> Iterator[Launch]:
+    """Queries of a convolution, keys and values the halves of a linear layer's output."""
+
+    def make() -> tuple[Tensor, ...]:
+        q = torch.empty(8, 8, d, 1024, dtype=BF16).transpose(2, 3)
+        k, v = torch.empty(8, keys, 2, 8, d, dtype=BF16).permute(2, 0, 3, 1, 4)
+        return q, k, v, torch.empty(8, keys, dtype=torch.bool) if masked else None
+
+    def back() -> None:
+        q, k, v, mask = make()
+        backward(q, q, k, v, mask, q, torch.empty(8, 8, 1024), 0.125, *(torch.empty_like(x) for x in (q, k, v)))
+
+    name = f"cross D {d}, {keys} keys{', masked' * masked}"
+    yield Launch("attention", f"forward {name}", lambda: _forward(*make(), 0.125), capabilities=CAPABILITIES)
+    yield Launch("attention", f"backward {name}", back, capabilities=CAPABILITIES)

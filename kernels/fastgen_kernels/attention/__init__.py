@@ -1,0 +1,204 @@
+"""Attention over all positions, not causal:
+
+    out = softmax(scale · q kᵀ + mask) v,   scale = 1/sqrt(D) by default, mask -inf where a key is padding
+
+Source: Vaswani et al., arXiv:1706.03762, equation 1.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgen_kernels.attention.choice import kernels_are_faster, one_tile, readable
+from fastgen_kernels.attention.reference import Order, attention_qkv_reference, attention_reference, split_heads
+from fastgen_kernels.checks import check_choice, check_float, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import compute_dtype, empty_like
+from fastgen_kernels.library import define
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, key_padding_mask: Tensor | None = None) -> Tensor:
+    """Each query's mean of the values under the softmax of its products with the keys: (N, H, S, D).
+
+    q: (N, H, S, D) float.
+    k, v: (N, H, S_k, D), of q's dtype.
+    scale: of the products before the softmax; 1/sqrt(D) by default.
+    key_padding_mask: (N, S_k) bool, True for the keys to leave out, as in nn.MultiheadAttention. A sample whose keys
+        are all left out has zeros for output, and zero gradients.
+
+    The softmax is in fp32, in fp64 for fp64. Under autocast q, k and v are cast as scaled_dot_product_attention casts
+    them, and the output has that dtype.
+
+    Raises TypeError for dtypes that are not floats, that differ, or a mask that is not bool, ValueError for shapes that
+    do not fit.
+    """
+    check_float("attention", q=q, k=k, v=v)
+    if q.dim() != 4:
+        raise ValueError(f"attention: q must be (N, H, S, D), got shape {tuple(q.shape)}")
+    n, h, _, d = q.shape
+    keys = k.shape[2] if k.dim() == 4 else 0
+    check_shape("attention", (n, h, keys, d), "(N, H, S_k, D)", k=k, v=v)
+    if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
+        raise TypeError(f"attention: k and v must be {q.dtype} as q is, got {k.dtype} and {v.dtype}")
+    if key_padding_mask is not None:
+        if key_padding_mask.dtype != torch.bool:
+            raise TypeError(f"attention: key_padding_mask must be bool, got {key_padding_mask.dtype}")
+        check_shape("attention", (n, keys), "(N, S_k)", key_padding_mask=key_padding_mask)
+    q, k, v = (_autocast(x) for x in (q, k, v))
+    if use_triton(q, k, v, key_padding_mask) and kernels_are_faster(d, keys, q.dtype, q.device) and readable(q, k, v):
+        return _attention(q, k, v, key_padding_mask, 1 / math.sqrt(d) if scale is None else scale)[0]
+    return attention_reference(q, k, v, scale, key_padding_mask)
+
+
+def attention_qkv(qkv: Tensor, num_heads: int, *, order: Order = "qkv_major") -> Tensor:
+    """Self-attention over the positions *S of a stack of queries, keys and values: (N, C, *S), in qkv's memory format.
+
+    qkv: (N, 3C, *S) float, S of 0 to 3 dims: a 1x1 convolution's output, or a linear's (N, T, 3C) as transpose(1, 2).
+    num_heads: a divisor of C; scale is 1/sqrt(C/num_heads).
+    order: of the 3C channels. "qkv_major": the queries of all heads, then the keys, then the values (diffusers, ADM's
+        new order); "head_major": queries, keys and values of the first head, then of the next (ADM's legacy order).
+
+    Dtypes, autocast and the softmax are as in attention.
+
+    Raises TypeError for a dtype that is not a float, ValueError for a shape, num_heads or order that do not fit.
+    """
+    check_float("attention_qkv", qkv=qkv)
+    check_choice("attention_qkv", "order", order, ("qkv_major", "head_major"))
+    if qkv.dim() < 2 or qkv.shape[1] % 3:
+        raise ValueError(f"attention_qkv: qkv must be (N, 3C, *S), got shape {tuple(qkv.shape)}")
+    c = qkv.shape[1] // 3
+    if num_heads < 1 or c % num_heads:
+        raise ValueError(f"attention_qkv: num_heads must divide C = {c}, got {num_heads}")
+    qkv = _autocast(qkv)
+    d, positions = c // num_heads, math.prod(qkv.shape[2:])
+    if use_triton(qkv) and kernels_are_faster(d, positions, qkv.dtype, qkv.device) and readable(_heads(qkv, 3 * num_heads)):
+        return _attention_qkv(qkv, num_heads, order)[0]
+    return attention_qkv_reference(qkv, num_heads, order)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """x as scaled_dot_product_attention casts it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    from fastgen_kernels.attention.forward_triton import forward
+
+    out = torch.empty_like(q)
+    return out, forward(q, k, v, mask, scale, out)
+
+
+def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=compute_dtype(q.dtype))
+
+
+def _backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor | None, lse: Tensor, scale: float,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    from fastgen_kernels.attention.backward_triton import backward
+
+    grads = [torch.empty_like(x) if want else x.new_empty(0) for x, want in zip((q, k, v), wanted, strict=True)]
+    backward(dout, q, k, v, mask, out, lse, scale, *(g if want else None for g, want in zip(grads, wanted, strict=True)))
+    return tuple(grads)
+
+
+def _fake_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x) if want else x.new_empty(0) for x, want in zip((q, k, v), arguments[-1], strict=True))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, ctx.scale = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, mask, None if one_tile(q.shape[3], k.shape[2], q.dtype) else out, lse)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None:
+        return None, None, None, None, None
+    wanted = list(ctx.needs_input_grad[:3])
+    grads = _attention_backward(dout, *ctx.saved_tensors, ctx.scale, wanted)
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(N, C, S), a view unless the spatial dimensions cannot be seen as one."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """(N, H, T, D), a view of (N, C, *S) as `empty_like` lays it out."""
+    return _flat(x).unflatten(1, (num_heads, -1)).transpose(2, 3)
+
+
+def _forward_qkv(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, Tensor]:
+    from fastgen_kernels.attention.forward_triton import forward
+
+    q, k, v = split_heads(_flat(qkv), num_heads, order)
+    out = empty_like(qkv[:, : qkv.shape[1] // 3])
+    return out, forward(q, k, v, None, 1 / math.sqrt(q.shape[3]), _heads(out, num_heads))
+
+
+def _fake_forward_qkv(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, Tensor]:
+    lse = qkv.new_empty((qkv.shape[0], num_heads, math.prod(qkv.shape[2:])), dtype=compute_dtype(qkv.dtype))
+    return empty_like(qkv[:, : qkv.shape[1] // 3]), lse
+
+
+def _backward_qkv(dout: Tensor, qkv: Tensor, out: Tensor | None, lse: Tensor, num_heads: int, order: Order) -> Tensor:
+    from fastgen_kernels.attention.backward_triton import backward
+
+    dqkv = empty_like(qkv)
+    q, k, v = split_heads(_flat(qkv), num_heads, order)
+    grads = split_heads(_flat(dqkv), num_heads, order)
+    dout, out = _heads(dout, num_heads), None if out is None else _heads(out, num_heads)
+    backward(dout, q, k, v, None, out, lse, 1 / math.sqrt(q.shape[3]), *grads)
+    return dqkv
+
+
+def _fake_backward_qkv(dout: Tensor, qkv: Tensor, *_: Any) -> Tensor:
+    return empty_like(qkv)
+
+
+def _setup_context_qkv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, ctx.num_heads, ctx.order = inputs
+    out, lse = output
+    single = one_tile(qkv.shape[1] // 3 // ctx.num_heads, math.prod(qkv.shape[2:]), qkv.dtype)
+    ctx.save_for_backward(qkv, None if single else out, lse)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients_qkv(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None:
+        return None, None, None
+    return _attention_qkv_backward(dout, *ctx.saved_tensors, ctx.num_heads, ctx.order), None, None
+
+
+_attention_backward = define(
+    "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? out, Tensor lse, float scale,"
+    " bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_attention = define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)
+_attention_qkv_backward = define(
+    "attention_qkv_backward(Tensor dout, Tensor qkv, Tensor? out, Tensor lse, int num_heads, str order) -> Tensor",
+    _backward_qkv,
+    _fake_backward_qkv,
+)
+_attention_qkv = define(
+    "attention_qkv(Tensor qkv, int num_heads, str order) -> (Tensor, Tensor)",
+    _forward_qkv,
+    _fake_forward_qkv,
+    setup_context=_setup_context_qkv,
+    backward=_gradients_qkv,
+)

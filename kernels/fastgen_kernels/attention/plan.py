@@ -1,0 +1,76 @@
+"""Which kernels of attention run, and in which tiles.
+
+short  All keys of a head are one tile, which stays on chip; the backward pass is one kernel of five products.
+tiled  Tiles of keys pass by one of queries, or the other way round; the backward pass is two kernels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from fastgen_kernels.attention.choice import one_tile
+from fastgen_kernels.dispatch import interpreted
+
+SHORT = 256  # keys
+
+
+@dataclass(frozen=True)
+class Plan:
+    algorithm: Literal["short", "tiled"]
+    rows: int  # queries of a tile
+    keys: int  # of a tile
+    warps: int
+    stages: int = 1
+
+
+def forward_plan(q: Tensor, keys: int) -> Plan:
+    d, tile = q.shape[3], max(16, power_of_2(keys))
+    if q.itemsize > 2:
+        return Plan("tiled", 32, 32, 4)
+    if tile <= SHORT and d <= 128:
+        return Plan("short", 64, tile, 8 if tile == 256 else 4)
+    return Plan("tiled", 128, 64, 8, 2)
+
+
+def backward_plan(q: Tensor, keys: int) -> Plan:
+    d, tile = q.shape[3], max(64, power_of_2(keys))
+    if one_tile(d, keys, q.dtype):
+        rows = {64: 64, 128: 64 if d <= 64 else 32, 256: 64 if d <= 32 else 16}[tile]
+        return Plan("short", rows, tile, 4 if tile == 64 and (d <= 32 or 48 < d <= 64) else 8)
+    if q.itemsize > 2:
+        return Plan("tiled", 32, 32, 4)
+    return Plan("tiled", 64, 64, 8)
+
+
+def split(d: int) -> tuple[int, int]:
+    """D as the sum of two powers of 2, the second 0 where one with padding is no more."""
+    whole = max(16, power_of_2(d))
+    first = whole // 2
+    second = max(16, power_of_2(d - first))
+    return (whole, 0) if first + second >= whole else (first, second)
+
+
+def constants(q: Tensor, p: Plan) -> dict[str, Any]:
+    """Of a launch on heads like q's. Products of fp32 are exact but where the user has allowed PyTorch's own to be in TF32."""
+    d = q.shape[3]
+    d1, d2 = split(d)
+    exact = q.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
+    return {
+        "D": d, "D1": d1, "D2": d2, "ROWS": p.rows, "KEYS": p.keys,
+        "COMPUTE": tl.float64 if q.dtype == torch.float64 else tl.float32,
+        "UPCAST": interpreted() and q.dtype == torch.bfloat16,
+        "PRECISION": "ieee" if exact else "tf32",
+        "num_warps": p.warps, "num_stages": p.stages,
+    }  # fmt: skip
+
+
+def power_of_2(x: int) -> int:
+    """The least that is at least x."""
+    return 1 << max(0, x - 1).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)

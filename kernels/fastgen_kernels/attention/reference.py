@@ -1,0 +1,51 @@
+"""attention in plain torch: what the kernels are held to, and what runs on a CPU and where PyTorch's own is faster."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgen_kernels.layout import channels_last
+
+Order = Literal["qkv_major", "head_major"]
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_padding_mask: Tensor | None) -> Tensor:
+    mask = nothing_left = None
+    if key_padding_mask is not None:
+        # A softmax over nothing is NaN, so a sample without keys attends to all of them and is then zeroed.
+        nothing_left = key_padding_mask.all(1)[:, None, None, None]
+        mask = ~key_padding_mask[:, None, None, :] | nothing_left
+
+    device = q.device.type
+    # SDPA on the CPU: its backward in bf16 takes up to 6 times as long as in fp32, casts included, until the products
+    # outweigh the casts at about 256 keys; in fp16 at any length (torch 2.13). fp32 is the more exact, too.
+    dtype = q.dtype
+    if device == "cpu" and k.shape[2] > 128:
+        # Its flash kernel wants D contiguous, as it is not in a channel-major qkv; what SDPA takes instead is faster for
+        # fewer keys and slower for more, by the copies and half as much again at 256.
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    if device == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and k.shape[2] <= 256)):
+        with torch.autocast(device, enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, scale=scale).to(dtype)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out if nothing_left is None else out.masked_fill(nothing_left, 0)
+
+
+def attention_qkv_reference(qkv: Tensor, num_heads: int, order: Order) -> Tensor:
+    n, c = qkv.shape[0], qkv.shape[1] // 3
+    q, k, v = split_heads(qkv.reshape(n, 3 * c, math.prod(qkv.shape[2:])), num_heads, order)
+    out = attention_reference(q, k, v, None, None)
+    if channels_last(qkv):
+        return out.transpose(1, 2).reshape(n, *qkv.shape[2:], c).movedim(-1, 1)
+    return out.transpose(2, 3).reshape(n, c, *qkv.shape[2:])
+
+
+def split_heads(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, ...]:
+    """q, k and v (N, H, T, D), views of (N, 3C, T)."""
+    heads = qkv.unflatten(1, (3, num_heads, -1) if order == "qkv_major" else (num_heads, 3, -1))
+    heads = heads if order == "qkv_major" else heads.transpose(1, 2)
+    return heads.transpose(3, 4).unbind(1)

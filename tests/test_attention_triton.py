@@ -1,0 +1,363 @@
+"""The kernels of attention against scaled_dot_product_attention, by the laboratory's checks."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing._internal.common_methods_invocations import op_db
+
+from benchmarks.interpreter import recorded
+from fastgen.functional import attention, attention_qkv
+from fastgen_kernels.attention import (
+    _attention,
+    _attention_backward,
+    _attention_qkv,
+    _attention_qkv_backward,
+    attention_qkv_reference,
+    backward_triton,
+    forward_triton,
+)
+from fastgen_kernels.attention.plan import Plan, power_of_2
+from tests.laboratory.accuracy import assert_as_accurate as assert_within_norms
+from tests.laboratory.accuracy import results
+from tests.laboratory.compiling import (
+    assert_checkpoints,
+    assert_compiles,
+    assert_differentiates,
+    assert_exports,
+    assert_registered,
+)
+from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.soundness import assert_sound
+from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, st
+from tests.laboratory.tensors import random
+
+pytestmark = pytest.mark.kernels
+
+# Weights are rounded to the dtype before they are multiplied with values, ours and PyTorch's; what they add up to may be small.
+assert_as_accurate = partial(assert_within_norms, cancels=True)
+OP_INFO = next(op for op in op_db if op.name == "nn.functional.scaled_dot_product_attention")
+ALGORITHMS = ("short", "tiled")
+
+
+def op(q, k, v, mask=None, scale=None):
+    return attention(q, k, v, scale=scale, key_padding_mask=mask)
+
+
+def peer(q, k, v, mask=None, scale=None):
+    """PyTorch's own, which gives NaN to samples of which all keys are left out."""
+    nothing = None if mask is None else mask.all(1)[:, None, None, None]
+    allowed = None if mask is None else ~mask[:, None, None, :] | nothing
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale)
+    return out if mask is None else out.masked_fill(nothing, 0)
+
+
+def heads(shape, dtype=torch.float32, layout="linear", seed=1):
+    """q, k and v of (N, H, S, K, D). linear: as a linear layer gives them; channels: their positions innermost, as a convolution
+    does."""
+    n, h, s, keys, d = shape
+    made = []
+    for i, t in enumerate((s, keys, keys)):
+        if layout == "channels":
+            x = random((n, h, d, t), dtype, seed=seed + i).detach().transpose(2, 3)
+        elif layout == "linear":
+            x = random((n, t, h, d), dtype, seed=seed + i).detach().transpose(1, 2)
+        else:
+            x = random((n, h, t, d), dtype, layout, seed=seed + i).detach()
+        made.append(x.requires_grad_())
+    return made
+
+
+def padding(n, keys):
+    """Some keys of each sample, all of the second one."""
+    mask = torch.rand(n, keys, generator=torch.Generator().manual_seed(2)) < 0.4
+    mask[1:2] = True
+    return mask.to(DEVICE)
+
+
+def force(monkeypatch, algorithm):
+    """That algorithm, with tiles so small that small tensors take several."""
+
+    def plan(q, keys):
+        return Plan("short", 16, max(16, power_of_2(keys)), 4) if algorithm == "short" else Plan("tiled", 16, 16, 4)
+
+    monkeypatch.setattr(forward_triton, "forward_plan", plan)
+    monkeypatch.setattr(backward_triton, "backward_plan", plan)
+    monkeypatch.setattr("fastgen_kernels.attention.one_tile", lambda *_: algorithm == "short")
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request, monkeypatch):
+    force(monkeypatch, request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "masked"),
+    [
+        pytest.param((2, 2, 19, 35, 16), "linear", True, marks=pytest.mark.kill),
+        pytest.param((3, 1, 33, 18, 40), "channels", False, marks=pytest.mark.kill),
+        ((1, 2, 7, 50, 80), "linear", False),
+        ((2, 1, 16, 16, 96), "contiguous", True),
+        ((6, 4, 1, 9, 24), "linear", False),
+        ((3, 4, 20, 30, 5), "row_gap", False),
+    ],
+)
+def test_accurate(algorithm, shape, layout, masked):
+    mask = padding(shape[0], shape[3]) if masked else None
+    assert_as_accurate(op, peer, *heads(shape, layout=layout), mask)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("scale", [0.3, -2.0, 0.0])
+def test_scale(algorithm, scale):
+    assert_as_accurate(op, peer, *heads((1, 2, 18, 17, 16), torch.float64), None, scale)
+
+
+def test_one_key(algorithm):
+    """Its value, whatever the query."""
+    q, k, v = heads((2, 2, 4, 1, 16))
+    named = results(op, q, k, v)
+    assert named["output 0"].equal(v.expand_as(q))
+    for x in (named["gradient of input 0"], named["gradient of input 1"]):
+        assert x.abs().max() <= 1e-5
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("d", [16, 40])
+def test_every_dtype(algorithm, dtype, d):
+    assert_as_accurate(op, peer, *heads((2, 2, 20, 34, d), dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 70, 64, 64), (1, 2, 65, 200, 32), (1, 1, 40, 300, 128), (1, 1, 20, 24, 256)])
+def test_the_tiles_that_are_launched(shape):
+    assert_as_accurate(op, peer, *heads(shape))
+
+
+@pytest.mark.kill
+def test_large_scores(algorithm):
+    """Beyond what the exponential can hold."""
+    q, k, v = heads((1, 2, 20, 40, 16), torch.float64)
+    with torch.no_grad():
+        q.mul_(400)
+    assert_as_accurate(op, peer, q, k, v)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("mask", [None, "all"])
+def test_rows_without_keys(algorithm, mask):
+    """Zeros, and zero gradients."""
+    q, k, v = heads((2, 1, 18, 20 if mask else 0, 16))
+    given = torch.ones(2, 20, dtype=torch.bool, device=DEVICE) if mask else None
+    for x in results(op, q, k, v, given).values():
+        assert not x.any()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5, 16), (2, 2, 0, 3, 16)])
+def test_empty(shape):
+    for mask in (None, torch.zeros(shape[0], shape[3], dtype=torch.bool, device=DEVICE)):
+        named = results(op, *heads(shape), mask)
+        assert named["output 0"].shape == (*shape[:3], shape[4])
+        assert not any(x.any() for x in named.values())
+
+
+@pytest.mark.kill
+def test_nan_stays_where_it_is(algorithm):
+    """In a query in its own row, in a key in its head."""
+    q, k, v = heads((2, 2, 18, 20, 16))
+    with torch.no_grad():
+        q[0, 0, 17, 3] = torch.nan
+        k[1, 1, 5, 2] = torch.nan
+    out = op(q, k, v)
+    spoiled = torch.zeros(2, 2, 18, dtype=torch.bool, device=DEVICE)
+    spoiled[0, 0, 17] = spoiled[1, 1] = True
+    assert out.isnan().equal(spoiled[..., None].expand_as(out))
+
+
+@pytest.mark.kill
+def test_a_masked_key_may_be_anything(algorithm):
+    q, k, v = heads((2, 1, 18, 20, 16))
+    mask = padding(2, 20)
+    expected = results(op, q, k, v, mask)
+    with torch.no_grad():
+        k[mask[:, None, :, None].expand_as(k)] = torch.inf
+    spoiled = results(op, q, k, v, mask)
+    torch.testing.assert_close(spoiled["output 0"], expected["output 0"], rtol=0, atol=0)
+
+
+@pytest.mark.kill
+def test_gradients_of_what_needs_them(algorithm):
+    given = heads((2, 1, 18, 20, 16))
+    together = results(op, *given)
+    for wanted in range(3):
+        some = [x.detach().requires_grad_(i == wanted) for i, x in enumerate(given)]
+        alone = results(op, *some)
+        assert set(alone) == {"output 0", f"gradient of input {wanted}"}
+        torch.testing.assert_close(alone, {name: together[name] for name in alone}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gradients", ["expanded", "channels_last", "sliced"])
+def test_any_gradient(algorithm, gradients):
+    assert_as_accurate(op, peer, *heads((2, 2, 6, 20, 16)), gradients=gradients)
+
+
+def test_expanded_inputs(algorithm):
+    """All heads with the same keys, in one place of memory."""
+    q, k, v = heads((2, 1, 18, 20, 16))
+    shared = (lambda q, k, v, f=f: f(q.expand(2, 3, 18, 16), k.expand(2, 3, 20, 16), v.expand(2, 3, 20, 16)) for f in (op, peer))
+    assert_as_accurate(*shared, q, k, v)
+
+
+@pytest.mark.slow
+@examples(20)
+@given(
+    st.integers(0, 2), st.integers(1, 2), st.integers(1, 40), st.integers(1, 40), st.sampled_from((3, 16, 24, 40)),
+    st.sampled_from(("linear", "channels", "contiguous", "row_gap")), dtypes(torch.float32, torch.float64), gradient_layouts(),
+    st.sampled_from(ALGORITHMS), st.booleans(),
+)  # fmt: skip
+def test_any_tensors(n, h, s, keys, d, layout, dtype, gradients, algorithm, masked):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        force(monkeypatch, algorithm)
+        mask = padding(n, keys) if masked else None
+        assert_as_accurate(op, peer, *heads((n, h, s, keys, d), dtype, layout), mask, gradients=gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_op_info(dtype):
+    samples = [s for s in OP_INFO.sample_inputs(DEVICE, dtype, requires_grad=True) if s.input.dim() == 4]
+    plain = [s for s in samples if not s.kwargs.get("is_causal") and s.kwargs.get("attn_mask") is None]
+    plain = [s for s in plain if not s.kwargs.get("dropout_p") and not s.kwargs.get("enable_gqa")]
+    assert plain
+    for s in plain:
+        for call in (s, s.noncontiguous()):
+            assert_as_accurate(op, peer, call.input, *call.args[:2])
+
+
+@interpreter_only
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [pytest.param((2, 2, 19, 18, 40), "linear", marks=pytest.mark.kill), ((2, 2, 17, 20, 16), "channels")],
+)
+def test_sound(algorithm, shape, layout):
+    assert_sound(op, *heads(shape, layout=layout), padding(shape[0], shape[3]))
+
+
+def test_bitwise_the_same(algorithm):
+    given = heads((2, 2, 40, 50, 16), torch.bfloat16)
+    torch.testing.assert_close(results(op, *given), results(op, *given), rtol=0, atol=0)
+
+
+@interpreter_only
+@pytest.mark.parametrize(
+    ("algorithm", "backward"), [("short", ["short_kernel"]), ("tiled", ["queries_kernel", "keys_kernel"])]
+)
+def test_launches(monkeypatch, algorithm, backward):
+    force(monkeypatch, algorithm)
+    with recorded() as log:
+        y = op(*heads((1, 1, 18, 20, 16)))
+        assert log.launches == [f"{algorithm}_kernel"]
+        y.sum().backward()
+        assert log.launches == [f"{algorithm}_kernel", *backward]
+
+
+def test_what_is_saved_for_backward(algorithm):
+    """q, k, v and a number a row; where keys take several tiles the output, which the next layer keeps anyhow."""
+    q, k, v = heads((2, 2, 40, 50, 16), torch.bfloat16)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda saved: saved):
+        out = op(q, k, v)
+    expected = [q.nbytes, k.nbytes, v.nbytes, 4 * out[..., 0].numel()] + [out.nbytes] * (algorithm == "tiled")
+    assert sorted(x.nbytes for x in saved) == sorted(expected)
+
+
+def test_output_lies_as_q(algorithm):
+    for layout in ("linear", "channels", "contiguous"):
+        q, k, v = heads((2, 2, 18, 20, 16), layout=layout)
+        assert op(q, k, v).stride() == q.stride()
+
+
+def stack(shape, dtype=torch.float32, layout="contiguous"):
+    return random(shape, dtype, layout, seed=5).requires_grad_()
+
+
+@pytest.mark.parametrize("order", ["qkv_major", "head_major"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("spatial", [(17,), (3, 6), (2, 3, 4)])
+def test_qkv(algorithm, spatial, layout, order):
+    op, peer = (partial(f, num_heads=2, order=order) for f in (attention_qkv, attention_qkv_reference))
+    assert_as_accurate(op, peer, stack((2, 96, *spatial), layout=layout))
+
+
+def test_qkv_of_one_position():
+    qkv = stack((3, 96))
+    named = results(partial(attention_qkv, num_heads=2), qkv)
+    assert named["output 0"].equal(qkv[:, 64:])
+    assert named["gradient of input 0"][:, :64].abs().max() <= 1e-5
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_qkv_in_its_memory_format(algorithm, layout):
+    """In place and out, without a copy: the gradient too."""
+    qkv = stack((2, 96, 4, 6), torch.bfloat16, layout)
+    out = attention_qkv(qkv, 2)
+    [grad] = torch.autograd.grad(out, qkv, out.detach())
+    for x in (out, grad):
+        assert x.is_contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+    q, k, v = (x.transpose(2, 3) for x in qkv.detach().view(2, 3, 2, 16, 24).unbind(1))
+    assert out.view(2, 2, 16, 24).transpose(2, 3).equal(op(q, k, v))
+
+
+@interpreter_only
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_qkv_sound(algorithm, layout):
+    assert_sound(partial(attention_qkv, num_heads=2), stack((2, 96, 5, 4), layout=layout))
+
+
+def test_qkv_empty():
+    for shape in ((0, 96, 4, 4), (2, 96, 0, 4)):
+        named = results(partial(attention_qkv, num_heads=2), stack(shape))
+        assert named["output 0"].shape == (shape[0], 32, *shape[2:])
+
+
+def test_autocast_casts():
+    q, k, v = heads((1, 2, 18, 20, 16))
+    qkv = stack((1, 96, 18))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        outs = attention(q, k, v), attention_qkv(qkv, 2)
+        assert [out.dtype for out in outs] == [torch.bfloat16] * 2
+    grads = torch.autograd.grad(outs, (q, k, v, qkv), [torch.ones_like(out) for out in outs])
+    assert {g.dtype for g in grads} == {torch.float32}
+
+
+def test_registered():
+    q, k, v = heads((2, 2, 5, 6, 4))
+    mask = padding(2, 6)
+    assert_registered(_attention, (q, k, v, mask, 0.5))
+    out, lse = (x.detach() for x in _attention(q, k, v, mask, 0.5))
+    data = [x.detach() for x in (q, k, v)]
+    assert_registered(_attention_backward, (out.clone(), *data, mask, out, lse, 0.5, [True, False, True]))
+    for layout in ("contiguous", "channels_last"):
+        qkv = stack((2, 24, 3, 2), layout=layout)
+        assert_registered(_attention_qkv, (qkv, 2, "qkv_major"))
+        out, lse = (x.detach() for x in _attention_qkv(qkv, 2, "qkv_major"))
+        assert_registered(_attention_qkv_backward, (out.clone(), qkv.detach(), out, lse, 2, "qkv_major"))
+
+
+@pytest.mark.slow
+def test_differentiates(algorithm):
+    assert_differentiates(op, *heads((1, 2, 3, 4, 3)), torch.tensor([[False, True, False, False]], device=DEVICE))
+    assert_differentiates(partial(attention_qkv, num_heads=2), stack((2, 12, 3)))
+
+
+def test_compiles_exports_and_checkpoints():
+    for check in (assert_compiles, assert_exports, assert_checkpoints):
+        check(op, *heads((5, 2, 6, 7, 4)))
+        check(partial(attention_qkv, num_heads=2), stack((5, 24, 3, 2), layout="channels_last"))
+
+
+@pytest.mark.slow
+def test_inductor():
+    assert_compiles(op, *heads((5, 2, 6, 7, 4)), backends=("inductor",))
