@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.cache import share
+from fastgen_kernels.group_norm import backward_triton, forward_triton
 from fastgen_kernels.group_norm.backward_triton import HELD as BACKWARD
 from fastgen_kernels.group_norm.backward_triton import TILE as BACKWARD_TILE
 from fastgen_kernels.group_norm.forward_triton import HELD as FORWARD
@@ -67,6 +68,13 @@ def test_tiles_of_2_31_elements(strides, expected):
     plan = Plan("held", 4, 4, 8, 2, 1, 8, 1)
     assert wide(plan, None, x) is expected
     assert not wide(plan, None)
+
+
+@pytest.mark.kill
+def test_blocks_are_powers_of_2():
+    """As Triton wants them; kernels' tests run with smaller ones."""
+    blocks = (forward_triton.MERGED, backward_triton.MERGED, backward_triton.ROWS, backward_triton.COLUMNS)
+    assert all(x & (x - 1) == 0 for x in blocks)
 
 
 def test_groups_too_wide_for_a_tile_are_split():

@@ -162,10 +162,22 @@ def test_strided_weight_and_bias():
 
 @pytest.mark.kill
 def test_results_of_the_op():
-    """Without a residual the sum is of no elements; the statistics are mean, rest and rstd of each group."""
-    x, *options, _ = inputs((2, 6, 3, 2), options=())
-    y, total, statistics = _group_norm(x, None, *options, 3, 1e-5, None)
+    """Without a residual the sum is of no elements, and so are gradients that are not wanted; the statistics are mean, rest and
+    rstd of each group."""
+    x, *parameters = (v.detach() for v in inputs((2, 6, 3, 2))[:-1])
+    y, total, statistics = _group_norm(x, None, *parameters, 3, 1e-5, None)
     assert (y.shape, total.shape, statistics.shape) == (x.shape, (0,), (2, 3, 3))
+    grads = _group_norm_backward(y, None, x, *parameters, statistics, None, [True] + 5 * [False])
+    assert [g.shape for g in grads] == [x.shape] + 5 * [(0,)]
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_x_alone_takes_no_launch_for_parameters():
+    x, *options = inputs((2, 6, 3, 2), options=())
+    with recorded() as log:
+        op(x, *options, 3).sum().backward()
+    assert log.launches == ["held_kernel", "held_kernel"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.kill)])

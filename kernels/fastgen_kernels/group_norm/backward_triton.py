@@ -285,7 +285,7 @@ def parameters_kernel(
         at = n * C + c
         sum_p, sum_xhat_p = tl.load(sums_ptr + at, here, 0.0), tl.load(sums_ptr + plane + at, here, 0.0)
         modulation, _ = affine(None, None, scale_ptr, scale_strides, None, None, n, c, here, COMPUTE)
-        modulation = tl.where(here, modulation, 0.0)
+        modulation = tl.where(here, modulation, 0.0)  # finite where it is multiplied by sums of 0
         dweight += modulation * sum_xhat_p
         dbias += modulation * sum_p
         if dshift_ptr is not None:
