@@ -6,16 +6,19 @@ import pytest
 import torch
 
 from benchmarks.cache import share
+from fastgen_kernels.group_norm import backward_triton, forward_triton
 from fastgen_kernels.group_norm.backward_triton import HELD as BACKWARD
+from fastgen_kernels.group_norm.backward_triton import TILE as BACKWARD_TILE
 from fastgen_kernels.group_norm.forward_triton import HELD as FORWARD
 from fastgen_kernels.group_norm.forward_triton import TILE
 from fastgen_kernels.group_norm.plan import Plan, candidates
+from fastgen_kernels.group_norm.tiles_triton import wide
 
 PROCESSORS = 132
 
 
-def plans(shape, groups=32, *, innermost=True, held=FORWARD):
-    return candidates(*shape, groups, innermost=innermost, held=held, tile=TILE, processors=PROCESSORS)
+def plans(shape, groups=32, *, innermost=True, held=FORWARD, tile=TILE):
+    return candidates(*shape, groups, innermost=innermost, held=held, tile=tile, processors=PROCESSORS)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +36,13 @@ def test_of_named_shapes(shape, forward, backward):
     assert plans(shape, held=BACKWARD)[0].algorithm == backward
 
 
+@pytest.mark.kill
+@pytest.mark.parametrize(("held", "tile"), [(4096, TILE), (FORWARD, TILE), (BACKWARD, BACKWARD_TILE)])
 @pytest.mark.parametrize("innermost", [True, False])
-def test_tiles_cover_the_tensor(innermost):
-    for n, group, groups, s, held in product((1, 7), (1, 3, 10, 40, 96, 200), (1, 2, 32), (1, 35, 1024, 5000), (4096, FORWARD)):
+def test_tiles_cover_the_tensor(innermost, held, tile):
+    for n, group, groups, s in product((1, 7), (1, 3, 10, 40, 96, 200), (1, 2, 32), (1, 35, 1024, 5000, 20000)):
         c = group * groups
-        found = plans((n, c, s), groups, innermost=innermost, held=held)
+        found = plans((n, c, s), groups, innermost=innermost, held=held, tile=tile)
         assert [p.algorithm for p in found][-1] == "split"
         for p in found:
             assert all(x & (x - 1) == 0 for x in (p.width, p.height, p.warps))
@@ -51,6 +56,25 @@ def test_tiles_cover_the_tensor(innermost):
             if p.algorithm == "held":
                 assert p.height >= s
                 assert p.height * p.width <= held
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("strides", "expected"),  # 3 channels and 7 positions lie beyond the first
+    [((715827880, 1), False), ((715827878, 2), True), ((3, 306783377), True)],  # 2^31 - 1, 2^31, 2^31
+)
+def test_tiles_of_2_31_elements(strides, expected):
+    x = torch.empty_strided((2, 4, 8), (1, *strides), device="meta")
+    plan = Plan("held", 4, 4, 8, 2, 1, 8, 1)
+    assert wide(plan, None, x) is expected
+    assert not wide(plan, None)
+
+
+@pytest.mark.kill
+def test_blocks_are_powers_of_2():
+    """As Triton wants them; kernels' tests run with smaller ones."""
+    blocks = (forward_triton.MERGED, backward_triton.MERGED, backward_triton.ROWS, backward_triton.COLUMNS)
+    assert all(x & (x - 1) == 0 for x in blocks)
 
 
 def test_groups_too_wide_for_a_tile_are_split():

@@ -1,17 +1,22 @@
 """The kernels of group_norm against its reference, by the laboratory's checks."""
 
 from functools import partial
+from itertools import product
 from math import prod
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch.testing._internal.common_methods_invocations import op_db
 
 from benchmarks.interpreter import recorded
 from fastgen.functional import group_norm
 from fastgen_kernels.group_norm import _group_norm, _group_norm_backward, backward_triton, forward_triton, group_norm_reference
 from fastgen_kernels.group_norm.plan import candidates
+from fastgen_kernels.group_norm.tiles_triton import reciprocal_deviation
 from tests.laboratory.accuracy import assert_accurate, assert_as_accurate, results
+from tests.laboratory.child import died
 from tests.laboratory.compiling import (
     assert_checkpoints,
     assert_compiles,
@@ -21,6 +26,8 @@ from tests.laboratory.compiling import (
     assert_registered,
 )
 from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import lazy
+from tests.laboratory.guard_pages import assert_in_bounds
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
 from tests.laboratory.tensors import LAYOUTS, random
@@ -61,13 +68,16 @@ def force(monkeypatch, algorithm, tile=128):
     """That algorithm with small tiles, as on a GPU of few processors: then small tensors take several programs and rounds."""
 
     def plans(x, groups, held, _):
-        processors = 1 if algorithm == "streamed" else 4
+        processors = 2 if algorithm == "streamed" else 4
         made = candidates(*x.shape, groups, innermost=x.stride(1) == 1, held=held, tile=tile, processors=processors)
         return [p for p in made if p.algorithm == algorithm]
 
     monkeypatch.setattr("fastgen_kernels.group_norm.plan.PERSISTENT", 1)
     for kernels in (forward_triton, backward_triton):
         monkeypatch.setattr(kernels, "plans", plans)
+    monkeypatch.setattr(forward_triton, "MERGED", 16)
+    for name, value in (("MERGED", 4), ("ROWS", 2), ("COLUMNS", 4)):
+        monkeypatch.setattr(backward_triton, name, value)
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -79,8 +89,9 @@ def algorithm(request, monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "groups", "layout"),
     [
-        pytest.param((3, 6, 7, 5), 3, "contiguous", marks=pytest.mark.kill),
-        pytest.param((2, 40, 7, 5), 4, "channels_last", marks=pytest.mark.kill),  # groups of 10: tiles of 40 channels
+        pytest.param((3, 6, 7, 5), 2, "contiguous", marks=pytest.mark.kill),
+        pytest.param((2, 20, 5, 3), 4, "channels_last", marks=pytest.mark.kill),  # tiles of 15 channels, of 5 the last
+        ((2, 40, 7, 5), 4, "channels_last"),  # groups of 10: tiles of 40 channels
         ((2, 6, 33), 2, "contiguous"),
         ((2, 6, 2, 3, 5), 2, "channels_last"),
         ((5, 12, 1, 1), 3, "contiguous"),
@@ -116,14 +127,61 @@ def test_options(monkeypatch, algorithm, options, activation, layout):
     assert_as_accurate(op, reference, *inputs((2, 16, 5, 7), layout=layout, options=options), 8, activation)
 
 
-@pytest.mark.kill
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float16, marks=pytest.mark.kill),
+        torch.bfloat16,
+        pytest.param(torch.float64, marks=pytest.mark.kill),
+    ],
+)
 def test_every_dtype(algorithm, dtype):
     assert_as_accurate(op, reference, *inputs((2, 16, 5, 7), dtype, "channels_last", OPTIONS[:5]), 4)
 
 
+@interpreter_only  # a GPU's reductions may take another order
 @pytest.mark.kill
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_in_fp64():
+    """Bit for bit what they give in fp32: all arithmetic is in the compute dtype of x."""
+    x, *options, _ = inputs((2, 6, 3, 2), options=OPTIONS[:5])
+    ours, expected = results(op, x, *doubled(options), None, 2), results(op, x, *options, None, 2)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0, check_dtype=False)
+
+
+@pytest.mark.kill
+def test_without_activation_in_bf16(monkeypatch):
+    force(monkeypatch, "held")
+    assert_as_accurate(op, reference, *inputs((2, 8, 5, 3), torch.bfloat16, options=("weight",)), 4, None)
+
+
+@pytest.mark.kill
+def test_strided_weight_and_bias():
+    x, weight, bias, *rest = inputs((2, 6, 3, 2), options=("weight", "bias"))
+    spread = (v.detach().repeat_interleave(2)[::2].requires_grad_() for v in (weight, bias))
+    torch.testing.assert_close(results(op, x, *spread, *rest, 2), results(op, x, weight, bias, *rest, 2), rtol=0, atol=0)
+
+
+@pytest.mark.kill
+def test_results_of_the_op():
+    """Without a residual the sum is of no elements, and so are gradients that are not wanted; the statistics are mean, rest and
+    rstd of each group."""
+    x, *parameters = (v.detach() for v in inputs((2, 6, 3, 2))[:-1])
+    y, total, statistics = _group_norm(x, None, *parameters, 3, 1e-5, None)
+    assert (y.shape, total.shape, statistics.shape) == (x.shape, (0,), (2, 3, 3))
+    grads = _group_norm_backward(y, None, x, *parameters, statistics, None, [True] + 5 * [False])
+    assert [g.shape for g in grads] == [x.shape] + 5 * [(0,)]
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_x_alone_takes_no_launch_for_parameters():
+    x, *options = inputs((2, 6, 3, 2), options=())
+    with recorded() as log:
+        op(x, *options, 3).sum().backward()
+    assert log.launches == ["held_kernel", "held_kernel"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.kill)])
 def test_residual(algorithm, dtype):
     """The norm is of the sum as it is returned, and the gradients of both come together where it was made."""
     x, *options, residual = inputs((2, 8, 5, 7), dtype, options=("weight", "residual"))
@@ -169,7 +227,6 @@ def test_any_layout(algorithm, layout, gradients):
     assert_as_accurate(op, reference, *inputs((2, 8, 6, 5), layout=layout), 4, gradients=gradients)
 
 
-@pytest.mark.kill
 @pytest.mark.parametrize("only", range(2))
 def test_one_result_alone(algorithm, only):
     ours, peer = (lambda *given, f=f: f(*given)[only] for f in (op, reference))
@@ -177,15 +234,15 @@ def test_one_result_alone(algorithm, only):
 
 
 @pytest.mark.kill
-def test_gradients_of_what_needs_them(algorithm):
+@pytest.mark.parametrize(("algorithm", "wanted"), [*(("held", i) for i in range(7)), *product(ALGORITHMS[1:], range(2))])
+def test_gradients_of_what_needs_them(monkeypatch, algorithm, wanted):
     """Each alone gives what all together give, and the parameters' without that of x."""
-    given = inputs((2, 6, 5, 3))
-    together = results(op, *given, 3)
-    for wanted in range(7):
-        some = [x.detach().requires_grad_(i == wanted) for i, x in enumerate(given)]
-        alone = results(op, *some, 3)
-        assert set(alone) == {"output 0", "output 1", f"gradient of input {wanted}"}
-        torch.testing.assert_close(alone, {name: together[name] for name in alone}, rtol=0, atol=0)
+    force(monkeypatch, algorithm)
+    given = inputs((2, 4, 3, 2))
+    together = results(op, *given, 2)
+    alone = results(op, *(x.detach().requires_grad_(i == wanted) for i, x in enumerate(given)), 2)
+    assert set(alone) == {"output 0", "output 1", f"gradient of input {wanted}"}
+    torch.testing.assert_close(alone, {name: together[name] for name in alone}, rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -206,16 +263,44 @@ def test_any_tensors(n, groups, group, spatial, layout, residual_layout, dtype, 
 
 @pytest.mark.kill
 def test_large_mean(algorithm):
-    """Mean 1e4, deviation 1: what subtracting the mean leaves is exact to fp32, forward and backward."""
-    x, *options = inputs((2, 8, 9, 11), layout="channels_last", options=("weight", "bias"))
-    x = (x.detach() + 1e4).requires_grad_()
-    ours = results(op, x, *options, 2, None)
-    exact = results(reference, *doubled((x, *options)), 2, None)
+    """Mean 1e6, deviation 1: what subtracting the mean leaves is exact to fp32, forward and backward."""
+    x, *options = inputs((2, 8, 6, 5), options=("weight", "bias"))
+    x = (x.detach() + 1e6).requires_grad_()
+    assert_exact_to_fp32(x, *options, 2)
+
+
+@pytest.mark.kill
+def test_large_mean_with_pre_bias(algorithm):
+    """Their sum, of multiples of 2^-10 below 2^14, is exact, while the mean less the pre_bias is not."""
+    x, *options = inputs((2, 8, 6, 5), options=("weight", "bias", "pre_bias"))
+    x, options[4] = (
+        ((v.detach() + mean) * 1024).round().div(1024).requires_grad_() for v, mean in ((x, 8290), (options[4], -100))
+    )
+    assert_exact_to_fp32(x, *options, 2)
+
+
+def assert_exact_to_fp32(*given):
+    ours, exact = results(op, *given, None), results(reference, *doubled(given[:-1]), given[-1], None)
     for name, truth in exact.items():
         assert (ours[name] - truth).abs().max() <= 1e-6 * truth.abs().max(), name
 
 
 @pytest.mark.kill
+def test_the_first_part_far_out(monkeypatch):
+    """Its mean is what the others are merged with, while the group's is almost 0."""
+    force(monkeypatch, "split", tile=16)
+    x, *options = (None if x is None else x.detach() for x in inputs((1, 4, 16, 8), options=("weight", "bias")))
+    x[:, :, 0] += 1e3
+    assert_as_accurate(op, reference, x, *options, 2, None)
+
+
+@pytest.mark.kill
+def test_small_values(algorithm):
+    """Beside which a 1 that does not belong to them would be large."""
+    x, *options = inputs((2, 6, 5, 3), options=("weight", "bias"))
+    assert_as_accurate(op, reference, (1e-3 * x.detach()).requires_grad_(), *options, 2, None)
+
+
 def test_means_that_drift(algorithm):
     """Each channel, and each half of the positions, with a mean of its own, far from the first one's."""
     x, *options = inputs((2, 16, 6, 7), options=("weight", "bias"))
@@ -240,13 +325,28 @@ def test_a_constant_group(algorithm):
         assert y.abs().max() <= 1e-4 * value
 
 
+@triton.jit
+def reciprocal_deviations(var_ptr, out_ptr, eps: tl.float64):
+    i = tl.arange(0, 4)
+    tl.store(out_ptr + i, reciprocal_deviation(tl.load(var_ptr + i), eps, tl.float32))
+
+
+@pytest.mark.kill
+def test_a_variance_below_0_is_0_and_nan_stays():
+    var = torch.tensor([-0.5, 0.0, 3.0, torch.nan], device=DEVICE)
+    out = torch.empty_like(var)
+    reciprocal_deviations[(1,)](var, out, 1.0)
+    torch.testing.assert_close(out, torch.tensor([1.0, 1.0, 0.5, torch.nan], device=DEVICE), equal_nan=True)
+
+
 def test_large_values_in_fp16(algorithm):
     x, *options = inputs((2, 8, 5, 7), torch.float16, options=("weight", "bias"))
     assert_as_accurate(op, reference, (300 * x.detach()).requires_grad_(), *options, 2)
 
 
-@pytest.mark.kill
-@pytest.mark.parametrize(("layout", "value"), [("contiguous", torch.inf), ("channels_last", torch.nan)])
+@pytest.mark.parametrize(
+    ("layout", "value"), [("contiguous", torch.inf), pytest.param("channels_last", torch.nan, marks=pytest.mark.kill)]
+)
 def test_nan_stays_in_its_group(algorithm, layout, value):
     x, *options = inputs((3, 6, 5, 3), layout=layout, options=("weight", "bias", "scale", "shift", "pre_bias"))
     with torch.no_grad():
@@ -283,11 +383,50 @@ def test_op_info():
                 torch.testing.assert_close(*(torch.autograd.grad(y, leaves, torch.ones_like(y)) for y in (ours, theirs)))
 
 
+def spread(x, strides):
+    copy = lazy(1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True)), x.dtype)
+    return copy.as_strided(x.shape, strides).copy_(x.detach()).requires_grad_()
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("algorithm", "layout", "strides"),
+    [
+        ("held", "contiguous", (12, 2**30, 1)),
+        ("held", "channels_last", (8, 1, 2**28)),
+        ("streamed", "channels_last", (8, 1, 2**28)),
+    ],
+)
+def test_channels_and_positions_far_apart(monkeypatch, algorithm, layout, strides):
+    """A tile that reaches over 2^31 elements, and one of fewer that begins beyond them."""
+    force(monkeypatch, algorithm, tile=64)
+    near = [random((2, 8, 12), layout=layout, seed=i).requires_grad_() for i in range(4)]
+
+    def made(x, residual, dy, dtotal):
+        y, total = group_norm(x, 2, residual=residual)
+        return y, total, *torch.autograd.grad([y, total], [x, residual], [dy, dtotal])
+
+    def run():
+        torch.testing.assert_close(made(*(spread(x, strides) for x in near)), made(*near), rtol=0, atol=0)
+
+    report = died(run)
+    assert report is None, report
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize("algorithm", ["streamed", "split"])
+def test_in_bounds_without_options(monkeypatch, algorithm):
+    force(monkeypatch, algorithm)
+    assert_in_bounds(partial(results, op), *inputs((2, 6, 5, 3), options=()), 2)
+
+
 @interpreter_only
 @pytest.mark.parametrize(
     ("algorithm", "shape", "groups", "layout"),
     [
-        *(pytest.param(algorithm, (2, 6, 7, 5), 2, "contiguous", marks=pytest.mark.kill) for algorithm in ALGORITHMS),
+        *(pytest.param(algorithm, (3, 3, 4, 3), 1, "contiguous", marks=pytest.mark.kill) for algorithm in ALGORITHMS),
         ("held", (2, 12, 3, 3), 4, "channels_last"),
         ("streamed", (2, 6, 5, 4), 2, "row_gap"),
         ("split", (2, 12, 5, 3), 4, "channels_last"),
@@ -295,7 +434,8 @@ def test_op_info():
     ],
 )
 def test_sound(monkeypatch, algorithm, shape, groups, layout):
-    force(monkeypatch, algorithm)
+    force(monkeypatch, algorithm, tile=32)
+    monkeypatch.setattr(forward_triton, "MERGED", 1024)  # what a mask leaves out is then out of bounds
     assert_sound(op, *inputs(shape, layout=layout), groups)
 
 

@@ -32,6 +32,7 @@ from fastgen_kernels.layout import compute_dtype, empty_like
 from fastgen_kernels.q_sample_triton import rounded
 
 HELD, TILE = 16384, 4096  # elements; see `plans`
+MERGED = 128  # channels of a group whose parts are summed at a time
 ROWS, COLUMNS = 32, 32  # samples and channels whose gradients are made at a time
 
 
@@ -40,7 +41,7 @@ def load_normalized(
     x, dy, mean, rest, rstd, gain, offset, n, c, s, i, j, inside, SILU: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr
 ):
     """xhat and p of a tile; p is 0 outside. mean, rest, rstd: of load_norm."""
-    h = tl.load(within(x, n, c, s, i, j, WIDE), inside, 0.0).to(COMPUTE)
+    h = tl.load(within(x, n, c, s, i, j, WIDE), inside, 0.0)
     xhat = (h - mean[None, :]) * rstd[None, :] - rest[None, :]
     p = tl.load(within(dy, n, c, s, i, j, WIDE), inside, 0.0).to(COMPUTE)
     if SILU:
@@ -51,11 +52,11 @@ def load_normalized(
 
 
 @triton.jit
-def store_gradient(dx, dtotal, xhat, p, of_p, of_1, of_xhat, n, c, s, i, j, inside, COMPUTE: tl.constexpr, WIDE: tl.constexpr):
+def store_gradient(dx, dtotal, xhat, p, of_p, of_1, of_xhat, n, c, s, i, j, inside, WIDE: tl.constexpr):
     """dx = of_p p - of_1 - of_xhat xhat of a tile, and with it the gradient of the sum that was a result."""
     gradient = p * of_p[None, :] - of_1[None, :] - xhat * of_xhat[None, :]
     if dtotal[0] is not None:
-        gradient += tl.load(within(dtotal, n, c, s, i, j, WIDE), inside, 0.0).to(COMPUTE)
+        gradient += tl.load(within(dtotal, n, c, s, i, j, WIDE), inside)
     tl.store(within(dx, n, c, s, i, j, WIDE), rounded(gradient, dx[0].dtype.element_ty), inside)
 
 
@@ -99,7 +100,7 @@ def apply(
         xhat, p = load_normalized(
             x, dy, mean, rest, rstd, gain, offset, n, c, s, i, j, inside, SILU, COMPUTE, WIDE
         )  # fmt: skip
-        store_gradient(dx, dtotal, xhat, p, of_p, of_1, of_xhat, n, c, s, i, j, inside, COMPUTE, WIDE)
+        store_gradient(dx, dtotal, xhat, p, of_p, of_1, of_xhat, n, c, s, i, j, inside, WIDE)
 
 
 @triton.jit
@@ -119,9 +120,9 @@ def group_means(moments_ptr, sum_p, sum_xhat_p, gain, n, c, C, S, here, GROUP: t
     mean_p = over_group(tl.where(here, gain * sum_p, 0.0), GROUP, CHANNELS) / count
     mean_xhat_p = over_group(tl.where(here, gain * sum_xhat_p, 0.0), GROUP, CHANNELS) / count
     if moments_ptr is not None:
-        at, first = moments_ptr + (n * (C // GROUP) + c // GROUP) * 2, here & (c % GROUP == 0)
-        tl.store(at, mean_p, first)
-        tl.store(at + 1, mean_xhat_p, first)
+        at = moments_ptr + (n * (C // GROUP) + c // GROUP) * 2
+        tl.store(at, mean_p, here)
+        tl.store(at + 1, mean_xhat_p, here)
     return mean_p, mean_xhat_p
 
 
@@ -138,7 +139,7 @@ def held_kernel(
     i = tl.arange(0, HEIGHT)[:, None]
     j = tl.arange(0, WIDTH)
     slabs = tl.cdiv(C, CHANNELS)
-    for slab in range(tl.program_id(0).to(tl.int64), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
+    for slab in range(tl.program_id(0), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
         n, c = tl.cast(slab // slabs, tl.int64), tl.cast(slab % slabs, tl.int32) * CHANNELS
         here = (j < CHANNELS) & (c + j < C)
         inside = (i < S) & here[None, :]
@@ -152,10 +153,8 @@ def held_kernel(
         store_sums(sums_ptr, tl.cast(N, tl.int64) * C, n * C + c + j, here, sum_p, sum_xhat_p, sum_xhat, PRE_BIAS)
         mean_p, mean_xhat_p = group_means(moments_ptr, sum_p, sum_xhat_p, gain, n, c + j, C, S, here, GROUP, CHANNELS)
         if dx_ptr is not None:
-            store_gradient(
-                dx, dtotal, xhat, p, gain * rstd, mean_p * rstd, mean_xhat_p * rstd, n, c, 0, i, j[None, :], inside,
-                COMPUTE, WIDE,
-            )  # fmt: skip
+            of_p, of_1, of_xhat = gain * rstd, mean_p * rstd, mean_xhat_p * rstd
+            store_gradient(dx, dtotal, xhat, p, of_p, of_1, of_xhat, n, c, 0, i, j[None, :], inside, WIDE)
 
 
 @triton.jit
@@ -170,21 +169,21 @@ def streamed_kernel(
     x, dy, dtotal, dx = (x_ptr, x_strides), (dy_ptr, dy_strides), (dtotal_ptr, dtotal_strides), (dx_ptr, dx_strides)
     j = tl.arange(0, WIDTH)
     slabs = tl.cdiv(C, CHANNELS)
-    start, stop = tl.cast(0, tl.int64), tl.cast(S, tl.int64)
-    for slab in range(tl.program_id(0).to(tl.int64), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
+    stop = tl.cast(S, tl.int64)
+    for slab in range(tl.program_id(0), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
         n, c = tl.cast(slab // slabs, tl.int64), tl.cast(slab % slabs, tl.int32) * CHANNELS
         here = (j < CHANNELS) & (c + j < C)
         mean, rest, rstd = load_norm(statistics_ptr, pre_bias_ptr, pre_bias_strides, n, c + j, C, here, GROUP, COMPUTE)
         gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, scale_strides, shift_ptr, shift_strides, n, c + j, here, COMPUTE)
         sum_p, sum_xhat_p, sum_xhat = channel_sums(
-            x, dy, mean, rest, rstd, gain, offset, n, c, start, stop, here, PRE_BIAS,
+            x, dy, mean, rest, rstd, gain, offset, n, c, 0, stop, here, PRE_BIAS,
             SILU, COMPUTE, WIDE, HEIGHT, WIDTH,
         )  # fmt: skip
         store_sums(sums_ptr, tl.cast(N, tl.int64) * C, n * C + c + j, here, sum_p, sum_xhat_p, sum_xhat, PRE_BIAS)
         mean_p, mean_xhat_p = group_means(moments_ptr, sum_p, sum_xhat_p, gain, n, c + j, C, S, here, GROUP, CHANNELS)
         if dx_ptr is not None:
             apply(
-                x, dy, dx, dtotal, mean, rest, rstd, gain, offset, mean_p * rstd, mean_xhat_p * rstd, n, c, start, stop, here,
+                x, dy, dx, dtotal, mean, rest, rstd, gain, offset, mean_p * rstd, mean_xhat_p * rstd, n, c, 0, stop, here,
                 SILU, COMPUTE, WIDE, HEIGHT, WIDTH,
             )  # fmt: skip
 
@@ -232,10 +231,10 @@ def merge_kernel(
         sum_xhat = tl.zeros((BLOCK,), COMPUTE)
         for part in range(0, parts):
             at = partial_ptr + (n * parts + part) * C + c
-            sum_p += tl.load(at, here, 0.0)
-            sum_xhat_p += tl.load(at + of_parts, here, 0.0)
+            sum_p += tl.load(at, here)
+            sum_xhat_p += tl.load(at + of_parts, here)
             if PRE_BIAS:
-                sum_xhat += tl.load(at + 2 * of_parts, here, 0.0)
+                sum_xhat += tl.load(at + 2 * of_parts, here)
         store_sums(sums_ptr, plane, n * C + c, here, sum_p, sum_xhat_p, sum_xhat, PRE_BIAS)
         gain, _ = affine(weight_ptr, None, scale_ptr, scale_strides, None, None, n, c, here, COMPUTE)
         mean_p += tl.where(here, gain * sum_p, 0.0)
@@ -261,7 +260,7 @@ def apply_kernel(
     mean, rest, rstd = load_norm(statistics_ptr, pre_bias_ptr, pre_bias_strides, n, c + j, C, here, GROUP, COMPUTE)
     gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, scale_strides, shift_ptr, shift_strides, n, c + j, here, COMPUTE)
     moments = moments_ptr + (n * (C // GROUP) + (c + j) // GROUP) * 2
-    of_1, of_xhat = tl.load(moments, here, 0.0) * rstd, tl.load(moments + 1, here, 0.0) * rstd
+    of_1, of_xhat = tl.load(moments, here) * rstd, tl.load(moments + 1, here) * rstd
     apply(
         x, dy, dx, dtotal, mean, rest, rstd, gain, offset, of_1, of_xhat, n, c, start, stop, here,
         SILU, COMPUTE, WIDE, HEIGHT, WIDTH,
@@ -286,6 +285,7 @@ def parameters_kernel(
         at = n * C + c
         sum_p, sum_xhat_p = tl.load(sums_ptr + at, here, 0.0), tl.load(sums_ptr + plane + at, here, 0.0)
         modulation, _ = affine(None, None, scale_ptr, scale_strides, None, None, n, c, here, COMPUTE)
+        modulation = tl.where(here, modulation, 0.0)  # finite where it is multiplied by sums of 0
         dweight += modulation * sum_xhat_p
         dbias += modulation * sum_p
         if dshift_ptr is not None:
@@ -297,8 +297,8 @@ def parameters_kernel(
             gain, _ = affine(weight_ptr, None, scale_ptr, scale_strides, None, None, n, c, here, COMPUTE)
             _, _, rstd = load_statistics(statistics_ptr, n, c, C, here, GROUP)
             moments = moments_ptr + (n * (C // GROUP) + c // GROUP) * 2
-            mean_p, mean_xhat_p = tl.load(moments, here, 0.0), tl.load(moments + 1, here, 0.0)
-            sum_xhat = tl.load(sums_ptr + 2 * plane + at, here, 0.0)
+            mean_p, mean_xhat_p = tl.load(moments, here), tl.load(moments + 1, here)
+            sum_xhat = tl.load(sums_ptr + 2 * plane + at, here)
             dpre_bias = (gain * sum_p - mean_p * S - mean_xhat_p * sum_xhat) * rstd
             tl.store(dpre_bias_ptr + at, rounded(dpre_bias, dpre_bias_ptr.dtype.element_ty), here)
     here = c < C
@@ -349,7 +349,7 @@ def backward(
         )  # fmt: skip
         merge_kernel[(n * groups,)](
             partial, weight, **places(scale=scale), sums_ptr=sums, moments_ptr=moments, N=n, **sizes, parts=p.parts,
-            PRE_BIAS=pre_bias is not None, **rule, BLOCK=min(128, power_of_2(c // groups)),
+            PRE_BIAS=pre_bias is not None, **rule, BLOCK=min(MERGED, power_of_2(c // groups)),
         )  # fmt: skip
         if dx is not None:
             apply_kernel[(p.programs,)](

@@ -36,22 +36,22 @@ MERGED = 1024  # partial statistics that are merged at a time
 def load_sum(x, residual, total, pre_bias, n, c, s, i, j, inside, COMPUTE: tl.constexpr, WIDE: tl.constexpr):
     """x + residual + pre_bias of a tile. x + residual is rounded to x's dtype and stored, for it is a result; the norm is of what
     was stored."""
-    tile = tl.load(within(x, n, c, s, i, j, WIDE), inside, 0.0)
+    tile = tl.load(within(x, n, c, s, i, j, WIDE), inside)
     if residual[0] is not None:
-        other = tl.load(within(residual, n, c, s, i, j, WIDE), inside, 0.0)
-        tile = rounded(tile.to(COMPUTE) + rounded(other, tile.dtype).to(COMPUTE), tile.dtype)
+        other = tl.load(within(residual, n, c, s, i, j, WIDE), inside)
+        tile = rounded(tile.to(COMPUTE) + rounded(other, tile.dtype), tile.dtype)
         tl.store(within(total, n, c, s, i, j, WIDE), tile, inside)
-    return tile.to(COMPUTE) + pre_bias[None, :]
+    return tile + pre_bias[None, :]
 
 
 @triton.jit
-def load_again(x, residual, total, pre_bias, n, c, s, i, j, inside, COMPUTE: tl.constexpr, WIDE: tl.constexpr):
+def load_again(x, residual, total, pre_bias, n, c, s, i, j, inside, WIDE: tl.constexpr):
     """What load_sum gave for the tile."""
     if residual[0] is None:
-        tile = tl.load(within(x, n, c, s, i, j, WIDE), inside, 0.0)
+        tile = tl.load(within(x, n, c, s, i, j, WIDE), inside)
     else:
-        tile = tl.load(within(total, n, c, s, i, j, WIDE), inside, 0.0)
-    return tile.to(COMPUTE) + pre_bias[None, :]
+        tile = tl.load(within(total, n, c, s, i, j, WIDE), inside)
+    return tile + pre_bias[None, :]
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def channel_statistics(
     j = tl.arange(0, WIDTH)[None, :]
     inside = (i < remaining(start, stop, HEIGHT)) & here[None, :]
     h = load_sum(x, residual, total, pre_bias, n, c, start, i, j, inside, COMPUTE, WIDE)
-    mean = tl.sum(tl.where(inside, h, 0.0), 0) / remaining(start, stop, HEIGHT).to(COMPUTE)
+    mean = tl.sum(tl.where(inside, h, 0.0), 0) / remaining(start, stop, HEIGHT)
     d = tl.where(inside, h - mean[None, :], 0.0)
     sums = d
     squares = d * d
@@ -84,7 +84,7 @@ def channel_statistics(
         d = tl.where(inside, h - mean[None, :], 0.0)
         sums += d
         squares += d * d
-    count = (stop - start).to(COMPUTE)
+    count = stop - start
     rest = tl.sum(sums, 0) / count
     return mean, rest, tl.sum(squares, 0) - rest * rest * count
 
@@ -92,7 +92,7 @@ def channel_statistics(
 @triton.jit
 def apply(
     x, residual, total, y, pre_bias, mean, gain, offset, n, c, start, stop, here,
-    SILU: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    SILU: tl.constexpr, WIDE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The results at positions start to stop, from the last tile to the first: what was read last is still in the cache."""
     i = tl.arange(0, HEIGHT)[:, None]
@@ -101,7 +101,7 @@ def apply(
     for k in range(0, tiles):
         s = start + (tiles - 1 - k) * HEIGHT
         inside = (i < remaining(s, stop, HEIGHT)) & here[None, :]
-        h = load_again(x, residual, total, pre_bias, n, c, s, i, j, inside, COMPUTE, WIDE)
+        h = load_again(x, residual, total, pre_bias, n, c, s, i, j, inside, WIDE)
         store_result(y, h, mean, gain, offset, n, c, s, i, j, inside, SILU, WIDE)
 
 
@@ -120,7 +120,7 @@ def held_kernel(
     j = tl.arange(0, WIDTH)
     slabs = tl.cdiv(C, CHANNELS)
     count = tl.cast(S, COMPUTE) * GROUP
-    for slab in range(tl.program_id(0).to(tl.int64), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
+    for slab in range(tl.program_id(0), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
         n, c = tl.cast(slab // slabs, tl.int64), tl.cast(slab % slabs, tl.int32) * CHANNELS
         here = (j < CHANNELS) & (c + j < C)
         inside = (i < S) & here[None, :]
@@ -149,14 +149,14 @@ def streamed_kernel(
     x, residual, total, y = (x_ptr, x_strides), (residual_ptr, residual_strides), (total_ptr, out_strides), (y_ptr, out_strides)
     j = tl.arange(0, WIDTH)
     slabs = tl.cdiv(C, CHANNELS)
-    start, stop = tl.cast(0, tl.int64), tl.cast(S, tl.int64)
+    stop = tl.cast(S, tl.int64)
     count = tl.cast(S, COMPUTE)
-    for slab in range(tl.program_id(0).to(tl.int64), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
+    for slab in range(tl.program_id(0), tl.cast(N, tl.int64) * slabs, tl.num_programs(0)):
         n, c = tl.cast(slab // slabs, tl.int64), tl.cast(slab % slabs, tl.int32) * CHANNELS
         here = (j < CHANNELS) & (c + j < C)
         pre_bias = load_pre_bias(pre_bias_ptr, pre_bias_strides, n, c + j, here, COMPUTE)
         of_channel, of_rest, m2 = channel_statistics(
-            x, residual, total, pre_bias, n, c, start, stop, here, COMPUTE, WIDE, HEIGHT, WIDTH
+            x, residual, total, pre_bias, n, c, 0, stop, here, COMPUTE, WIDE, HEIGHT, WIDTH
         )
         mean = over_group(of_channel, GROUP, CHANNELS) / GROUP
         d = tl.where(here, (of_channel - mean) + of_rest, 0.0)
@@ -171,8 +171,8 @@ def streamed_kernel(
         if residual_ptr is not None:
             tl.debug_barrier()  # what the second pass reads of the total, other threads may have written
         apply(
-            x, residual, total, y, pre_bias, mean, gain, offset - rest * gain, n, c, start, stop, here,
-            SILU, COMPUTE, WIDE, HEIGHT, WIDTH,
+            x, residual, total, y, pre_bias, mean, gain, offset - rest * gain, n, c, 0, stop, here,
+            SILU, WIDE, HEIGHT, WIDTH,
         )  # fmt: skip
 
 
@@ -212,17 +212,17 @@ def merge_kernel(
     total = tl.zeros((BLOCK,), COMPUTE)
     for start in range(0, parts * GROUP, BLOCK):
         part, at, here = (start + k) // GROUP, (start + k) // GROUP * C + (start + k) % GROUP, start + k < parts * GROUP
-        count = tl.minimum(S - part * SPAN, SPAN).to(COMPUTE)
-        d = (tl.load(first + at, here, 0.0) - mean) + tl.load(first + plane + at, here, 0.0)
+        count = tl.minimum(S - part * SPAN, SPAN)
+        d = (tl.load(first + at, here) - mean) + tl.load(first + plane + at, here)
         total += tl.where(here, count * d, 0.0)
     rest = tl.sum(total, 0) / size
 
     total = tl.zeros((BLOCK,), COMPUTE)
     for start in range(0, parts * GROUP, BLOCK):
         part, at, here = (start + k) // GROUP, (start + k) // GROUP * C + (start + k) % GROUP, start + k < parts * GROUP
-        count = tl.minimum(S - part * SPAN, SPAN).to(COMPUTE)
-        d = (tl.load(first + at, here, 0.0) - mean) + tl.load(first + plane + at, here, 0.0) - rest
-        total += tl.where(here, tl.load(first + 2 * plane + at, here, 0.0) + count * d * d, 0.0)
+        count = tl.minimum(S - part * SPAN, SPAN)
+        d = (tl.load(first + at, here) - mean) + tl.load(first + plane + at, here) - rest
+        total += tl.where(here, tl.load(first + 2 * plane + at, here) + count * d * d, 0.0)
     mean, rest = settled(mean, rest)
     statistics = statistics_ptr + slab * 3
     tl.store(statistics, mean)
@@ -250,7 +250,7 @@ def apply_kernel(
     gain *= rstd
     apply(
         x, residual, total, y, pre_bias, mean, gain, offset - rest * gain, n, c, start, stop, here,
-        SILU, COMPUTE, WIDE, HEIGHT, WIDTH,
+        SILU, WIDE, HEIGHT, WIDTH,
     )  # fmt: skip
 
 

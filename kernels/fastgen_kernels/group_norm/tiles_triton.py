@@ -47,13 +47,13 @@ def affine(
     gain = tl.full(c.shape, 1.0, COMPUTE)
     offset = tl.zeros(c.shape, COMPUTE)
     if scale_ptr is not None:
-        gain += tl.load(scale_ptr + n * scale_strides[0] + c * scale_strides[1], here, 0.0).to(COMPUTE)
+        gain += tl.load(scale_ptr + n * scale_strides[0] + c * scale_strides[1], here).to(COMPUTE)
     if bias_ptr is not None:
-        offset = gain * tl.load(bias_ptr + c, here, 0.0).to(COMPUTE)
+        offset = gain * tl.load(bias_ptr + c, here).to(COMPUTE)
     if shift_ptr is not None:
-        offset += tl.load(shift_ptr + n * shift_strides[0] + c * shift_strides[1], here, 0.0).to(COMPUTE)
+        offset += tl.load(shift_ptr + n * shift_strides[0] + c * shift_strides[1], here).to(COMPUTE)
     if weight_ptr is not None:
-        gain *= tl.load(weight_ptr + c, here, 0.0).to(COMPUTE)
+        gain *= tl.load(weight_ptr + c, here).to(COMPUTE)
     return gain, offset
 
 
@@ -62,7 +62,7 @@ def load_pre_bias(pre_bias_ptr, strides, n, c, here, COMPUTE: tl.constexpr):
     """Of channels c of sample n, 0 without one."""
     pre_bias = tl.zeros(c.shape, COMPUTE)
     if pre_bias_ptr is not None:
-        pre_bias += tl.load(pre_bias_ptr + n * strides[0] + c * strides[1], here, 0.0).to(COMPUTE)
+        pre_bias += tl.load(pre_bias_ptr + n * strides[0] + c * strides[1], here).to(COMPUTE)
     return pre_bias
 
 
@@ -71,7 +71,7 @@ def load_statistics(statistics_ptr, n, c, C, here, GROUP: tl.constexpr):
     """mean, rest and rstd of the groups of channels c. The mean is the sum of the first two: in one number of fp32 it would have
     lost, beside a large mean, what is left when the mean is subtracted."""
     at = statistics_ptr + (n * (C // GROUP) + c // GROUP) * 3
-    return tl.load(at, here, 0.0), tl.load(at + 1, here, 0.0), tl.load(at + 2, here, 0.0)
+    return tl.load(at, here), tl.load(at + 1, here), tl.load(at + 2, here)
 
 
 @triton.jit
@@ -97,12 +97,11 @@ def settled(mean, rest):
 
 @triton.jit
 def store_statistics(statistics_ptr, n, c, C, here, mean, rest, rstd, GROUP: tl.constexpr):
-    """As load_statistics reads them; by the first channel of each group."""
+    """As load_statistics reads them; the channels of a group all store the same."""
     at = statistics_ptr + (n * (C // GROUP) + c // GROUP) * 3
-    first = here & (c % GROUP == 0)
-    tl.store(at, mean, first)
-    tl.store(at + 1, rest, first)
-    tl.store(at + 2, rstd, first)
+    tl.store(at, mean, here)
+    tl.store(at + 1, rest, here)
+    tl.store(at + 2, rstd, here)
 
 
 @triton.jit
