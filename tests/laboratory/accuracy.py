@@ -37,8 +37,8 @@ TOLERANCES = {  # torch.testing's defaults: relative, absolute
 
 
 def assert_accurate(actual: Tensor, peer: Tensor, exact: Tensor, name: str = "result", *, cancels: bool = False) -> None:
-    """Hold a result to the three rules above. exact: fp64. cancels: the elements are sums of terms that are much larger, rounded
-    to the dtype as the peer's are, so that the second rule fits neither: the third holds, however few they are."""
+    """Hold a result to the three rules above. exact: fp64. cancels: an element is a sum of terms that may be much larger, rounded
+    to the dtype as the peer's are; the tolerances are then relative to the largest element."""
     assert actual.dtype == peer.dtype, f"{name}: expected {peer.dtype}, got {actual.dtype}"
     assert actual.shape == peer.shape == exact.shape, f"{name}: expected shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
     assert exact.dtype == torch.float64, f"{name}: the exact result must be float64, got {exact.dtype}"
@@ -54,12 +54,12 @@ def assert_accurate(actual: Tensor, peer: Tensor, exact: Tensor, name: str = "re
 
     relative, absolute = TOLERANCES[dtype]
     error, size = (torch.where(finite, x.abs(), 0.0) for x in (actual - exact, exact))
-    wrong = error > relative * size + absolute * size.max().clamp(max=1)
-    assert cancels or not wrong.any(), (
+    wrong = error > relative * (size.max() if cancels else size) + absolute * size.max().clamp(max=1)
+    assert not wrong.any(), (
         f"{name}: {_first(wrong, actual, exact)}, {int(wrong.sum())} of {wrong.numel()} elements beyond {dtype}'s tolerances"
     )
 
-    if dtype == torch.float64 or (dtype == torch.float32 and error.numel() < FEW and not cancels):
+    if dtype == torch.float64 or (dtype == torch.float32 and error.numel() < FEW):
         return
     comparable = finite & peer.isfinite()
     error, peers = (torch.where(comparable, x.abs(), 0.0) for x in (actual - exact, peer - exact))

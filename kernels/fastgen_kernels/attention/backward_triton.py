@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastgen_kernels.attention.heads_triton import (
     head_of,
+    in_parts,
     load_rows,
     over_columns,
     over_rows,
@@ -22,6 +23,7 @@ from fastgen_kernels.attention.heads_triton import (
     scaling,
     seen_keys,
     store_rows,
+    sum_of,
     transposed_over_rows,
     wide,
     zeros,
@@ -48,14 +50,13 @@ def transposed_weights(
 def short_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, dout_ptr, dout_strides, lse_ptr,
     dq_ptr, dq_strides, dk_ptr, dk_strides, dv_ptr, dv_strides,
-    H, S, K, scale: tl.float64, log2_scale: tl.float64,
+    H, S, K, scale, log2_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program a head: keys, values and their gradients stay on chip, queries pass by."""
     n, h = head_of(tl.program_id(0), H)
-    scale = tl.cast(scale, COMPUTE)
-    scale2 = tl.cast(log2_scale, COMPUTE)
+    scale, scale2 = sum_of(scale, COMPUTE), sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
     k = load_rows((k_ptr, k_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
     v = load_rows((v_ptr, v_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
@@ -86,14 +87,13 @@ def short_kernel(
 def queries_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, out_ptr, out_strides, dout_ptr, dout_strides,
     lse_ptr, delta_ptr, dq_ptr, dq_strides,
-    H, S, K, scale: tl.float64, log2_scale: tl.float64, parts,
+    H, S, K, scale, log2_scale, parts,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """delta and dq of a tile of queries; keys pass by."""
     n, h = head_of(tl.program_id(0) // parts, H)
-    scale = tl.cast(scale, COMPUTE)
-    scale2 = tl.cast(log2_scale, COMPUTE)
+    scale, scale2 = sum_of(scale, COMPUTE), sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
     first = tl.program_id(0) % parts * ROWS
     here = first + i < S
@@ -121,14 +121,13 @@ def queries_kernel(
 def keys_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, dout_ptr, dout_strides, lse_ptr, delta_ptr,
     dk_ptr, dk_strides, dv_ptr, dv_strides,
-    H, S, K, scale: tl.float64, log2_scale: tl.float64, parts,
+    H, S, K, scale, log2_scale, parts,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a tile of keys; queries pass by."""
     n, h = head_of(tl.program_id(0) // parts, H)
-    scale = tl.cast(scale, COMPUTE)
-    scale2 = tl.cast(log2_scale, COMPUTE)
+    scale, scale2 = sum_of(scale, COMPUTE), sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
     first = tl.program_id(0) % parts * KEYS
     k = load_rows((k_ptr, k_strides), n, h, first, j, first + j < K, D, D1, D2, WIDE)
@@ -166,7 +165,7 @@ def backward(
     p = backward_plan(q, keys)
     arguments = {
         **places(q=q, k=k, v=v, dout=dout), **padding(mask), "lse_ptr": lse,
-        "H": h, "S": s, "K": keys, "scale": scale, **scaling(scale), **constants(q, p),
+        "H": h, "S": s, "K": keys, "scale": in_parts(scale), **scaling(scale), **constants(q, p),
         "WIDE": wide(max(p.rows, p.keys), q, k, v, out, dout, dq, dk, dv),
     }  # fmt: skip
     with torch.cuda.device_of(q):

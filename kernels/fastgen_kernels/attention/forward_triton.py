@@ -17,6 +17,7 @@ from fastgen_kernels.attention.heads_triton import (
     scaling,
     seen_keys,
     store_rows,
+    sum_of,
     wide,
     zeros,
 )
@@ -46,13 +47,13 @@ def store_result(
 @triton.jit
 def short_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, out_ptr, out_strides, lse_ptr,
-    H, S, K, log2_scale: tl.float64, parts,
+    H, S, K, log2_scale, parts,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Keys and values of a head stay on chip, and its queries pass by; `parts` programs share them."""
     n, h = head_of(tl.program_id(0) // parts, H)
-    scale = tl.cast(log2_scale, COMPUTE)
+    scale = sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
     k = load_rows((k_ptr, k_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
     v = load_rows((v_ptr, v_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
@@ -70,14 +71,14 @@ def short_kernel(
 @triton.jit
 def tiled_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, out_ptr, out_strides, lse_ptr,
-    H, S, K, log2_scale: tl.float64, parts,
+    H, S, K, log2_scale, parts,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries stays on chip, and keys and values pass by (Milakov & Gimelshein, arXiv:1805.02867; Dao et al.,
     arXiv:2205.14135)."""
     n, h = head_of(tl.program_id(0) // parts, H)
-    scale = tl.cast(log2_scale, COMPUTE)
+    scale = sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
     first = tl.program_id(0) % parts * ROWS
     q = load_rows((q_ptr, q_strides), n, h, first, i, first + i < S, D, D1, D2, WIDE)

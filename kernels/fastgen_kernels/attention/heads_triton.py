@@ -2,6 +2,7 @@
 first D1 and the D2 that follow, powers of 2, so that 80 columns are multiplied as 64 and 16 rather than as 128. D2 may be 0; the
 second part is then the first again, which nobody reads."""
 
+import ctypes
 import math
 from typing import Any
 
@@ -113,6 +114,11 @@ def zeros(ROWS: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, COMPUTE: tl.co
 
 
 @triton.jit
+def sum_of(parts, COMPUTE: tl.constexpr):
+    return tl.cast(parts[0], COMPUTE) + tl.cast(parts[1], COMPUTE)
+
+
+@triton.jit
 def head_of(program, H):
     """The sample and the head of a program, int64."""
     return (program // H).to(tl.int64), (program % H).to(tl.int64)
@@ -130,7 +136,14 @@ def seen_keys(mask_ptr, mask_strides, n, s, i, K):
 
 def scaling(scale: float) -> dict[str, Any]:
     """Arguments of a kernel. A scale of 0 is made a tiny one, for the infinity of a key that is left out is multiplied by it."""
-    return {"log2_scale": max(abs(scale) * math.log2(math.e), 1e-30), "NEGATIVE": scale < 0}
+    log2_scale = max(abs(scale) * math.log2(math.e), 1e-30)
+    return {"log2_scale": in_parts(log2_scale), "NEGATIVE": scale < 0}
+
+
+def in_parts(x: float) -> tuple[float, float]:
+    """Two numbers of fp32 whose sum is x: the interpreter takes a float for no more."""
+    first = ctypes.c_float(x).value
+    return first, x - first
 
 
 def places(**tensors: Tensor | None) -> dict[str, Any]:
