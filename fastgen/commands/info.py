@@ -1,7 +1,6 @@
 """`fastgen info`: what runs here, and how."""
 
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -36,14 +35,17 @@ def _info() -> None:
 
 def _path(op: Callable[..., Any], device: torch.device) -> str:
     """Which path the op takes on the device, and why."""
-    if importlib.util.find_spec(f"{op.__module__}_triton") is None:
-        return "reference: it has no kernel yet"
     if switched_off():
         return "reference: FASTGEN_KERNELS is off"
     reason = obstacle(device)
     if reason is not None:
         return f"reference: {reason}"
-    return "kernel" if device.type == "cuda" else "kernel, in Triton's interpreter"
+    if device.type != "cuda":
+        return "kernel, in Triton's interpreter"
+    if op in (functional.attention, functional.attention_qkv):
+        hopper = torch.cuda.get_device_capability(device) == (9, 0)
+        return "kernel in 16 bits, at some sizes" if hopper else "reference: its kernels are for compute capability 9.0"
+    return "kernel"
 
 
 def _version(package: str) -> str:
