@@ -351,8 +351,9 @@ def _attention(name: str, n: int, heads: int, d: int, side: int, *, channels_las
         return (_laid_out(qkv, channels_last).requires_grad_(),)
 
     def eager(qkv: Tensor) -> Outputs:
-        q, k, v = qkv.reshape(n, 3, heads, d, side**2).transpose(3, 4).unbind(1)
-        out = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        parts = qkv.reshape(n, 3, heads, d, side**2).transpose(3, 4).unbind(1)
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in parts)  # SDPA's fast backends want D contiguous
+        out = F.scaled_dot_product_attention(q, k, v)
         return (_laid_out(out.transpose(2, 3).reshape(n, heads * d, side, side), channels_last),)
 
     of_out = n * heads * d * side**2 * 2

@@ -4,6 +4,7 @@ Triton interprets kernels."""
 import os
 import re
 from contextlib import nullcontext
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import pytest
@@ -14,9 +15,10 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
-    from benchmarks.interpreter import quicken
+    if find_spec("triton"):
+        from benchmarks.interpreter import quicken
 
-    quicken()
+        quicken()
 
 
 def pytest_ignore_collect(collection_path, config):

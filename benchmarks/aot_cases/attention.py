@@ -18,6 +18,8 @@ CAPABILITIES = (90,)
 def attention() -> Iterator[Launch]:
     """Self-attention in both memory formats and cross-attention, by number of keys and columns."""
     for d, keys, dtype in product((16, 32, 40, 64, 80, 96, 128), (64, 128, 256, 1024), (BF16, FP16)):
+        if not faster_on_hopper(d, keys, dtype):
+            continue
         main, lane = dtype == BF16 and d in (32, 64), 4 if 16 in split(d) else 8  # of 64 x 16 a lane of 8 warps has 4
         yield from stacked("channels_last", d, keys, dtype, lane=lane, main=main)
         if dtype == BF16:
@@ -28,8 +30,7 @@ def attention() -> Iterator[Launch]:
 
 
 def stacked(layout: str, d: int, positions: int, dtype: torch.dtype, *, lane: int = 0, main: bool = False) -> Iterator[Launch]:
-    if not faster_on_hopper(d, positions, dtype):
-        return
+    """Self-attention of 8 heads."""
     shape = (8, 3 * 8 * d, positions)
 
     def make(shape: tuple[int, ...]) -> Tensor:

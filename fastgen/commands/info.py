@@ -10,6 +10,7 @@ import tyro
 
 from fastgen import __version__, functional
 from fastgen.device import computes_bf16, resolve_device
+from fastgen_kernels.attention.choice import has_tiles
 from fastgen_kernels.dispatch import obstacle, switched_off
 
 
@@ -43,8 +44,7 @@ def _path(op: Callable[..., Any], device: torch.device) -> str:
     if device.type != "cuda":
         return "kernel, in Triton's interpreter"
     if op in (functional.attention, functional.attention_qkv):
-        hopper = torch.cuda.get_device_capability(device) == (9, 0)
-        return "kernel in 16 bits, at some sizes" if hopper else "reference: its kernels are for compute capability 9.0"
+        return "kernel in 16 bits, at some sizes" if has_tiles(device) else "reference: its kernels need compute capability 9.0"
     return "kernel"
 
 

@@ -45,12 +45,8 @@ def obstacle(device: torch.device) -> str | None:
         return None if _INTERPRETED else "the device is a CPU"
     if device.type != "cuda" or torch.version.cuda is None:
         return "the device is no NVIDIA GPU"
-    capability = torch.cuda.get_device_capability(device)
-    return (
-        None
-        if capability >= (8, 0)
-        else f"compute capability 8.0 or newer is needed, the device has {capability[0]}.{capability[1]}"
-    )
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"compute capability 8.0 or newer is needed, the device has {major}.{minor}"
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -64,6 +60,7 @@ capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
     return _INTERPRETED
 
 

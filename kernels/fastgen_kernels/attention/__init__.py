@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgen_kernels.attention.choice import kernels_are_faster, one_tile, readable
-from fastgen_kernels.attention.reference import Order, attention_qkv_reference, attention_reference, split_heads
+from fastgen_kernels.attention.reference import Order, attention_qkv_reference, attention_reference, flat, split_heads
 from fastgen_kernels.checks import check_choice, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import compute_dtype, empty_like
@@ -125,20 +125,15 @@ def _gradients(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor 
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
 
 
-def _flat(x: Tensor) -> Tensor:
-    """(N, C, S), a view unless the spatial dimensions cannot be seen as one."""
-    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
-
-
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """(N, H, T, D), a view of (N, C, *S) as `empty_like` lays it out."""
-    return _flat(x).unflatten(1, (num_heads, -1)).transpose(2, 3)
+    return flat(x).unflatten(1, (num_heads, -1)).transpose(2, 3)
 
 
 def _forward_qkv(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, Tensor]:
     from fastgen_kernels.attention.forward_triton import forward
 
-    q, k, v = split_heads(_flat(qkv), num_heads, order)
+    q, k, v = split_heads(qkv, num_heads, order)
     out = empty_like(qkv[:, : qkv.shape[1] // 3])
     return out, forward(q, k, v, None, 1 / math.sqrt(q.shape[3]), _heads(out, num_heads))
 
@@ -152,8 +147,8 @@ def _backward_qkv(dout: Tensor, qkv: Tensor, out: Tensor | None, lse: Tensor, nu
     from fastgen_kernels.attention.backward_triton import backward
 
     dqkv = empty_like(qkv)
-    q, k, v = split_heads(_flat(qkv), num_heads, order)
-    grads = split_heads(_flat(dqkv), num_heads, order)
+    q, k, v = split_heads(qkv, num_heads, order)
+    grads = split_heads(dqkv, num_heads, order)
     dout, out = _heads(dout, num_heads), None if out is None else _heads(out, num_heads)
     backward(dout, q, k, v, None, out, lse, 1 / math.sqrt(q.shape[3]), *grads)
     return dqkv

@@ -28,7 +28,7 @@ from fastgen_kernels.attention.heads_triton import (
     wide,
     zeros,
 )
-from fastgen_kernels.attention.plan import backward_plan, cdiv, constants
+from fastgen_kernels.attention.plan import backward_plan, constants
 
 
 @triton.jit
@@ -47,55 +47,19 @@ def transposed_weights(
 
 
 @triton.jit
-def short_kernel(
-    q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, dout_ptr, dout_strides, lse_ptr,
-    dq_ptr, dq_strides, dk_ptr, dk_strides, dv_ptr, dv_strides,
+def queries_kernel(
+    q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, out_ptr, out_strides, dout_ptr, dout_strides,
+    lse_ptr, delta_ptr, dq_ptr, dq_strides,
     H, S, K, scale, log2_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """A program a head: keys, values and their gradients stay on chip, queries pass by."""
-    n, h = head_of(tl.program_id(0), H)
-    scale, scale2 = sum_of(scale, COMPUTE), sum_of(log2_scale, COMPUTE)
-    i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
-    k = load_rows((k_ptr, k_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
-    v = load_rows((v_ptr, v_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
-    seen = seen_keys(mask_ptr, mask_strides, n, 0, j, K)
-    dk, dv = zeros(KEYS, D1, D2, COMPUTE), zeros(KEYS, D1, D2, COMPUTE)
-    for s in range(0, S, ROWS):
-        here = s + i < S
-        q = load_rows((q_ptr, q_strides), n, h, s, i, here, D, D1, D2, WIDE)
-        dout = load_rows((dout_ptr, dout_strides), n, h, s, i, here, D, D1, D2, WIDE)
-        p = transposed_weights(q, k, seen, load_logarithm(lse_ptr, n, h, H, S, s, i), scale2, D2, NEGATIVE, UPCAST, PRECISION)
-        dv = over_rows(dv, p, dout, D2, UPCAST, PRECISION)
-        dp = over_columns(v, dout, D2, UPCAST, PRECISION)
-        ds = p * (dp - tl.sum(p * dp, 0)[None, :])
-        dk = over_rows(dk, ds, q, D2, UPCAST, PRECISION)
-        if dq_ptr is not None:
-            if ROWS % 64 == 0:
-                dq = over_rows(zeros(ROWS, D1, D2, COMPUTE), tl.trans(ds), k, D2, UPCAST, PRECISION)
-            else:
-                dq = transposed_over_rows(k, ds, D2, UPCAST, PRECISION)
-            store_rows((dq_ptr, dq_strides), dq[0] * scale, dq[1] * scale, n, h, s, i, here, D, D1, D2, WIDE)
-    if dk_ptr is not None:
-        store_rows((dk_ptr, dk_strides), dk[0] * scale, dk[1] * scale, n, h, 0, j, j < K, D, D1, D2, WIDE)
-    if dv_ptr is not None:
-        store_rows((dv_ptr, dv_strides), dv[0], dv[1], n, h, 0, j, j < K, D, D1, D2, WIDE)
-
-
-@triton.jit
-def queries_kernel(
-    q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, out_ptr, out_strides, dout_ptr, dout_strides,
-    lse_ptr, delta_ptr, dq_ptr, dq_strides,
-    H, S, K, scale, log2_scale, parts,
-    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
     """delta and dq of a tile of queries; keys pass by."""
-    n, h = head_of(tl.program_id(0) // parts, H)
+    tiles = tl.cdiv(S, ROWS)
+    n, h = head_of(tl.program_id(0) // tiles, H)
     scale, scale2 = sum_of(scale, COMPUTE), sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
-    first = tl.program_id(0) % parts * ROWS
+    first = tl.program_id(0) % tiles * ROWS
     here = first + i < S
     dout = load_rows((dout_ptr, dout_strides), n, h, first, i, here, D, D1, D2, WIDE)
     out = load_rows((out_ptr, out_strides), n, h, first, i, here, D, D1, D2, WIDE)
@@ -120,16 +84,18 @@ def queries_kernel(
 @triton.jit
 def keys_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, dout_ptr, dout_strides, lse_ptr, delta_ptr,
-    dk_ptr, dk_strides, dv_ptr, dv_strides,
-    H, S, K, scale, log2_scale, parts,
+    dq_ptr, dq_strides, dk_ptr, dk_strides, dv_ptr, dv_strides,
+    H, S, K, scale, log2_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile of keys; queries pass by."""
-    n, h = head_of(tl.program_id(0) // parts, H)
+    """dk and dv of a tile of keys, which stay on chip while queries pass by. Where it holds all keys it makes delta itself, and
+    dq."""
+    tiles = tl.cdiv(K, KEYS)
+    n, h = head_of(tl.program_id(0) // tiles, H)
     scale, scale2 = sum_of(scale, COMPUTE), sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
-    first = tl.program_id(0) % parts * KEYS
+    first = tl.program_id(0) % tiles * KEYS
     k = load_rows((k_ptr, k_strides), n, h, first, j, first + j < K, D, D1, D2, WIDE)
     v = load_rows((v_ptr, v_strides), n, h, first, j, first + j < K, D, D1, D2, WIDE)
     seen = seen_keys(mask_ptr, mask_strides, n, first, j, K)
@@ -140,9 +106,16 @@ def keys_kernel(
         dout = load_rows((dout_ptr, dout_strides), n, h, s, i, here, D, D1, D2, WIDE)
         p = transposed_weights(q, k, seen, load_logarithm(lse_ptr, n, h, H, S, s, i), scale2, D2, NEGATIVE, UPCAST, PRECISION)
         dv = over_rows(dv, p, dout, D2, UPCAST, PRECISION)
-        delta = tl.load(delta_ptr + (n * H + h) * S + s + i, here, 0.0)
-        ds = p * (over_columns(v, dout, D2, UPCAST, PRECISION) - delta[None, :])
+        dp = over_columns(v, dout, D2, UPCAST, PRECISION)
+        delta = tl.sum(p * dp, 0) if delta_ptr is None else tl.load(delta_ptr + (n * H + h) * S + s + i, here, 0.0)
+        ds = p * (dp - delta[None, :])
         dk = over_rows(dk, ds, q, D2, UPCAST, PRECISION)
+        if dq_ptr is not None:
+            if ROWS % 64 == 0:
+                dq = over_rows(zeros(ROWS, D1, D2, COMPUTE), tl.trans(ds), k, D2, UPCAST, PRECISION)
+            else:
+                dq = transposed_over_rows(k, ds, D2, UPCAST, PRECISION)
+            store_rows((dq_ptr, dq_strides), dq[0] * scale, dq[1] * scale, n, h, s, i, here, D, D1, D2, WIDE)
     if dk_ptr is not None:
         store_rows((dk_ptr, dk_strides), dk[0] * scale, dk[1] * scale, n, h, first, j, first + j < K, D, D1, D2, WIDE)
     if dv_ptr is not None:
@@ -170,11 +143,10 @@ def backward(
     }  # fmt: skip
     with torch.cuda.device_of(q):
         if p.algorithm == "short":
-            short_kernel[(n * h,)](**places(dq=dq, dk=dk, dv=dv), **arguments)
+            keys_kernel[(n * h,)](**places(dq=dq, dk=dk, dv=dv), delta_ptr=None, **arguments)
             return
         delta = torch.empty_like(lse)
-        parts = cdiv(s, p.rows)
-        queries_kernel[(n * h * parts,)](**places(out=out, dq=dq), delta_ptr=delta, parts=parts, **arguments)
+        queries_kernel[(n * h * triton.cdiv(s, p.rows),)](**places(out=out, dq=dq), delta_ptr=delta, **arguments)
         if dk is not None or dv is not None:
-            parts = cdiv(keys, p.keys)
-            keys_kernel[(n * h * parts,)](**places(dk=dk, dv=dv), delta_ptr=delta, parts=parts, **arguments)
+            tiles = triton.cdiv(keys, p.keys)
+            keys_kernel[(n * h * tiles,)](**places(dq=None, dk=dk, dv=dv), delta_ptr=delta, **arguments)

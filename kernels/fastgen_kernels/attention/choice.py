@@ -6,9 +6,14 @@ from torch import Tensor
 from fastgen_kernels.dispatch import capability, interpreted
 
 
+def has_tiles(device: torch.device) -> bool:
+    """Architectures other than Hopper have none yet."""
+    return capability(device) == (9, 0)
+
+
 def kernels_are_faster(d: int, keys: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Architectures other than Hopper have no tiles yet. In the interpreter kernels are what is wanted."""
-    return interpreted() or (capability(device) == (9, 0) and faster_on_hopper(d, keys, dtype))
+    """In the interpreter kernels are what is wanted."""
+    return interpreted() or (has_tiles(device) and faster_on_hopper(d, keys, dtype))
 
 
 def faster_on_hopper(d: int, keys: int, dtype: torch.dtype) -> bool:

@@ -21,7 +21,8 @@ from fastgen_kernels.attention.heads_triton import (
     wide,
     zeros,
 )
-from fastgen_kernels.attention.plan import cdiv, constants, forward_plan
+from fastgen_kernels.attention.plan import constants, forward_plan
+from fastgen_kernels.layout import compute_dtype
 
 
 @triton.jit
@@ -47,18 +48,18 @@ def store_result(
 @triton.jit
 def short_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, out_ptr, out_strides, lse_ptr,
-    H, S, K, log2_scale, parts,
+    H, S, K, log2_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values of a head stay on chip, and its queries pass by; `parts` programs share them."""
-    n, h = head_of(tl.program_id(0) // parts, H)
+    """Keys and values of a head stay on chip, and its queries pass by."""
+    n, h = head_of(tl.program_id(0), H)
     scale = sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
     k = load_rows((k_ptr, k_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
     v = load_rows((v_ptr, v_strides), n, h, 0, j, j < K, D, D1, D2, WIDE)
     seen = seen_keys(mask_ptr, mask_strides, n, 0, j, K)
-    for s in range(tl.program_id(0) % parts * ROWS, S, parts * ROWS):
+    for s in range(0, S, ROWS):
         q = load_rows((q_ptr, q_strides), n, h, s, i, s + i < S, D, D1, D2, WIDE)
         scores = seen_products(q, k, seen, D2, NEGATIVE, UPCAST, PRECISION)
         m = tl.max(scores, 1)
@@ -71,16 +72,17 @@ def short_kernel(
 @triton.jit
 def tiled_kernel(
     q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides, mask_ptr, mask_strides, out_ptr, out_strides, lse_ptr,
-    H, S, K, log2_scale, parts,
+    H, S, K, log2_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NEGATIVE: tl.constexpr, COMPUTE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries stays on chip, and keys and values pass by (Milakov & Gimelshein, arXiv:1805.02867; Dao et al.,
     arXiv:2205.14135)."""
-    n, h = head_of(tl.program_id(0) // parts, H)
+    tiles = tl.cdiv(S, ROWS)
+    n, h = head_of(tl.program_id(0) // tiles, H)
     scale = sum_of(log2_scale, COMPUTE)
     i, j = tl.arange(0, ROWS), tl.arange(0, KEYS)
-    first = tl.program_id(0) % parts * ROWS
+    first = tl.program_id(0) % tiles * ROWS
     q = load_rows((q_ptr, q_strides), n, h, first, i, first + i < S, D, D1, D2, WIDE)
     o = zeros(ROWS, D1, D2, COMPUTE)
     largest = tl.full((ROWS,), -float("inf"), COMPUTE)
@@ -104,17 +106,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     """Writes out (N, H, S, D) and gives lse (N, H, S). q, k, v: (N, H, S or K, D), any strides; mask (N, K) bool."""
     n, h, s, _ = q.shape
     keys = k.shape[2]
-    p = forward_plan(q, keys)
-    fixed = constants(q, p)
-    lse = q.new_empty((n, h, s), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    lse = q.new_empty((n, h, s), dtype=compute_dtype(q.dtype))
     if out.numel() == 0:
         return lse
-    short = p.algorithm == "short"
-    parts = 1 if short else cdiv(s, p.rows)
-    kernel = short_kernel if short else tiled_kernel
+    p = forward_plan(q, keys)
+    kernel, tiles = (short_kernel, 1) if p.algorithm == "short" else (tiled_kernel, triton.cdiv(s, p.rows))
     with torch.cuda.device_of(q):
-        kernel[(n * h * parts,)](
+        kernel[(n * h * tiles,)](
             **places(q=q, k=k, v=v, out=out), **padding(mask), lse_ptr=lse,
-            H=h, S=s, K=keys, parts=parts, **scaling(scale), WIDE=wide(max(p.rows, p.keys), q, k, v, out), **fixed,
+            H=h, S=s, K=keys, **scaling(scale), **constants(q, p), WIDE=wide(max(p.rows, p.keys), q, k, v, out),
         )  # fmt: skip
     return lse

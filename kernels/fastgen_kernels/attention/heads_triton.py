@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen_kernels.q_sample_triton import rounded
+
 
 @triton.jit
 def columns(x, n, h, s, i, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, WIDE: tl.constexpr):
@@ -44,12 +46,6 @@ def store_rows(x, first, second, n, h, s, i, here, D: tl.constexpr, D1: tl.const
     tl.store(at1, rounded(first, x[0].dtype.element_ty), here if D1 <= D else here & in1)
     if D2 > 0:
         tl.store(at2, rounded(second, x[0].dtype.element_ty), here if D1 + D2 == D else here & in2)
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """x in dtype; bf16 by way of fp32, for the interpreter's cast from fp64 is wrong."""
-    return x.to(tl.float32).to(dtype) if dtype == tl.bfloat16 else x.to(dtype)
 
 
 @triton.jit

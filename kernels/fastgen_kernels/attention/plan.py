@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import triton.language as tl
+import triton
 from torch import Tensor
 
 from fastgen_kernels.attention.choice import one_tile
+from fastgen_kernels.blocks_triton import TRITON_DTYPE
 from fastgen_kernels.dispatch import interpreted
+from fastgen_kernels.layout import compute_dtype
 
 SHORT = 256  # keys
 
@@ -27,7 +29,8 @@ class Plan:
 
 
 def forward_plan(q: Tensor, keys: int) -> Plan:
-    d, tile = q.shape[3], max(16, power_of_2(keys))
+    """For queries (N, H, S, D). In 16 bits what compiles without spills for Hopper; for fp32 and fp64 there is no such tiling."""
+    d, tile = q.shape[3], max(16, triton.next_power_of_2(keys))
     if q.itemsize > 2:
         return Plan("tiled", 32, 32, 4)
     if tile <= SHORT and d <= 128:
@@ -36,7 +39,8 @@ def forward_plan(q: Tensor, keys: int) -> Plan:
 
 
 def backward_plan(q: Tensor, keys: int) -> Plan:
-    d, tile = q.shape[3], max(64, power_of_2(keys))
+    """As forward_plan."""
+    d, tile = q.shape[3], max(64, triton.next_power_of_2(keys))
     if one_tile(d, keys, q.dtype):
         rows = {64: 64, 128: 64 if d <= 64 else 32, 256: 64 if d <= 32 else 16}[tile]
         return Plan("short", rows, tile, 4 if tile == 64 and (d <= 32 or 48 < d <= 64) else 8)
@@ -47,9 +51,9 @@ def backward_plan(q: Tensor, keys: int) -> Plan:
 
 def split(d: int) -> tuple[int, int]:
     """D as the sum of two powers of 2, the second 0 where one with padding is no more."""
-    whole = max(16, power_of_2(d))
+    whole = max(16, triton.next_power_of_2(d))
     first = whole // 2
-    second = max(16, power_of_2(d - first))
+    second = max(16, triton.next_power_of_2(d - first))
     return (whole, 0) if first + second >= whole else (first, second)
 
 
@@ -60,17 +64,8 @@ def constants(q: Tensor, p: Plan) -> dict[str, Any]:
     exact = q.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
     return {
         "D": d, "D1": d1, "D2": d2, "ROWS": p.rows, "KEYS": p.keys,
-        "COMPUTE": tl.float64 if q.dtype == torch.float64 else tl.float32,
+        "COMPUTE": TRITON_DTYPE[compute_dtype(q.dtype)],
         "UPCAST": interpreted() and q.dtype == torch.bfloat16,
         "PRECISION": "ieee" if exact else "tf32",
         "num_warps": p.warps, "num_stages": p.stages,
     }  # fmt: skip
-
-
-def power_of_2(x: int) -> int:
-    """The least that is at least x."""
-    return 1 << max(0, x - 1).bit_length()
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)

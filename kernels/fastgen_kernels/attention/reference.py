@@ -37,7 +37,7 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None, ke
 
 def attention_qkv_reference(qkv: Tensor, num_heads: int, order: Order) -> Tensor:
     n, c = qkv.shape[0], qkv.shape[1] // 3
-    q, k, v = split_heads(qkv.reshape(n, 3 * c, math.prod(qkv.shape[2:])), num_heads, order)
+    q, k, v = split_heads(qkv, num_heads, order)
     out = attention_reference(q, k, v, None, None)
     if channels_last(qkv):
         return out.transpose(1, 2).reshape(n, *qkv.shape[2:], c).movedim(-1, 1)
@@ -45,7 +45,12 @@ def attention_qkv_reference(qkv: Tensor, num_heads: int, order: Order) -> Tensor
 
 
 def split_heads(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, ...]:
-    """q, k and v (N, H, T, D), views of (N, 3C, T)."""
-    heads = qkv.unflatten(1, (3, num_heads, -1) if order == "qkv_major" else (num_heads, 3, -1))
+    """q, k and v (N, H, T, D) of (N, 3C, *S), views where *S can be seen as one dimension."""
+    heads = flat(qkv).unflatten(1, (3, num_heads, -1) if order == "qkv_major" else (num_heads, 3, -1))
     heads = heads if order == "qkv_major" else heads.transpose(1, 2)
     return heads.transpose(3, 4).unbind(1)
+
+
+def flat(x: Tensor) -> Tensor:
+    """(N, C, T) of (N, C, *S), of no elements too."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
