@@ -2,8 +2,8 @@
 
 The mutants (benchmarks/mutations.py) run in the interpreter against the tests in tests/test_x.py and tests/test_x_*.py that carry
 the marker `kill`, or all tests there where none does. A failing test, a crash, a lack of memory or of time kills a mutant. What
-no test can tell from the original is justified in tests/equivalent_mutants/x_triton.txt: the mutant's name as printed here, and
-the reason below it, indented. Exit code 1 below 95% killed or justified, 2 where nothing could be run.
+no test can tell from the original is justified in tests/equivalent_mutants/, in x_triton.txt or op/x_triton.txt: the mutant's
+name as printed here, and the reason below it, indented. Exit code 1 below 95% killed or justified, 2 where nothing could be run.
 """
 
 import argparse
@@ -46,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
             if options.only not in found:
                 raise ValueError(f"--only must be in 1 to {len(found)}, got {options.only}")
             found = {options.only: found[options.only]}
-        justified = read_equivalents(root / "tests" / "equivalent_mutants" / f"{file.stem}.txt")
+        module = module_name(file)
+        justified = read_equivalents(root / "tests" / "equivalent_mutants" / Path(*module.split(".")[1:]).with_suffix(".txt"))
         with tempfile.TemporaryDirectory() as folder:
-            suite = Suite(root, module_name(file), find_tests(file, root), Path(folder))
+            suite = Suite(root, module, find_tests(file, root), Path(folder))
             outcomes = run_all(suite, source, found)
             if options.only is not None:
                 print((suite.folder / f"{options.only}.out").read_text())
