@@ -54,7 +54,7 @@ def has_set(module: nn.Module, name: str) -> bool:
 def unswap(module: nn.Module) -> None:
     """The module as it was before `swap` and `set_attribute`."""
     for name, before in module.__dict__.pop(_BEFORE, {}).items():
-        delattr(module, name)  # where a module replaced None, setting None alone would leave a child of that name
+        delattr(module, name)
         for value in before:
             setattr(module, name, value)
     if isinstance(module, Swapped):
