@@ -40,11 +40,7 @@ def optimize(
     reasons = {str(device): obstacle(device) for device in devices}
     if backend == "triton" and any(reasons.values()):
         raise ValueError(f"optimize: backend 'triton' must run on the model's device, got {reasons}")
-    for name, module in model.named_modules():
-        if {"FSDPModule", "FullyShardedDataParallel"} & {cls.__name__ for cls in type(module).__mro__}:
-            raise ValueError(
-                f"optimize: model must not be sharded yet, got FSDP on {name or 'the model'}: call optimize before it"
-            )
+    _refuse_sharded("optimize", model)
 
     changed: list[Entry] = []
     left: list[Entry] = []
@@ -59,7 +55,18 @@ def optimize(
 
 
 def restore(model: nn.Module) -> None:
-    """Undoes `optimize`: the classes, attributes and memory formats from before. The parameters' values stay as they are."""
+    """Undoes `optimize`: the classes, attributes and memory formats from before. The parameters' values stay as they are.
+
+    Raises ValueError for a model under FSDP.
+    """
+    _refuse_sharded("restore", model)
     for module in [*model.modules()]:
         unswap(module)
         to_contiguous(module)
+
+
+def _refuse_sharded(caller: str, model: nn.Module) -> None:
+    """FSDP exchanges classes too, and what it has sharded is not to be laid out anew."""
+    for name, module in model.named_modules():
+        if {"FSDPModule", "FullyShardedDataParallel"} & {cls.__name__ for cls in type(module).__mro__}:
+            raise ValueError(f"{caller}: model must not be sharded, got FSDP on {name or 'the model'}: {caller} comes before it")
