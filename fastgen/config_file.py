@@ -31,7 +31,8 @@ def from_dict(values: dict[str, Any], base: TrainConfig | None = None) -> TrainC
         kind = lookup("model.kind", str(model.pop("kind")), _MODEL_KINDS)
         values["model"] = model
         if type(base.model) is not kind:
-            diffusion = None if issubclass(kind, VAEConfig) else base.diffusion or DiffusionConfig()
+            kept = None if isinstance(base.model, DiffusersConfig) else base.diffusion  # a scheduler's goes with its model
+            diffusion = None if issubclass(kind, VAEConfig) else kept or DiffusionConfig()
             base = dataclasses.replace(base, model=kind(), diffusion=diffusion)
     return _overlay(base, values, "")
 
