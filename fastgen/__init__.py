@@ -12,6 +12,7 @@ _HOME = {
     "ConvVAE": "fastgen.models",
     "UNet": "fastgen.models",
     "DiffusionModel": "fastgen.models",
+    "DiffusersUNet": "fastgen.interchange.unet",
     "VAEObjective": "fastgen.objectives",
     "DiffusionObjective": "fastgen.objectives",
     "Diffusion": "fastgen.diffusion",

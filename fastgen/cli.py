@@ -10,6 +10,7 @@ from fastgen.errors import did_you_mean
 COMMANDS = {
     "train": "train a preset: fastgen train mnist",
     "sample": "draw images from a run: fastgen sample runs/mnist --label 7",
+    "export": "write the UNet of a run with --init-from as diffusers loads it",
     "info": "versions, devices, and which path each op takes",
 }
 

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from fastgen.errors import expect
 
@@ -82,8 +84,19 @@ class ConvVAEConfig(VAEConfig):
 
 
 @dataclass(frozen=True)
+class DiffusersConfig:
+    """A UNet of diffusers, which --init-from gives."""
+
+    unet: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    """Its config.json."""
+    scheduler: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
+    """Its scheduler_config.json; what the settings of diffusion make one of when not given."""
+
+
+@dataclass(frozen=True)
 class DiffusionConfig:
-    schedule: Literal["linear", "cosine", "sigmoid", "rectified_flow"] = "rectified_flow"
+    schedule: Literal["linear", "cosine", "sigmoid", "rectified_flow", "diffusers"] = "rectified_flow"
+    """diffusers: that of the scheduler which --init-from gave."""
     prediction: Literal["eps", "x0", "v", "flow"] = "flow"
     weighting: Literal["uniform", "min_snr"] = "uniform"
     times: Literal["uniform", "stratified", "logit_normal"] = "uniform"
@@ -99,7 +112,7 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
-    model: UNetConfig | VAEConfig | ConvVAEConfig = field(default_factory=UNetConfig)
+    model: UNetConfig | VAEConfig | ConvVAEConfig | DiffusersConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig | None = field(default_factory=DiffusionConfig)
     """What the UNet is trained for; none for a VAE."""
 
@@ -123,8 +136,8 @@ class TrainConfig:
     ema: float = 0.9999
     """Decay of the weights' moving average, which samples are drawn with; it warms up as (1 + step) / (10 + step)."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the processor or GPU computes in it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 autocast where the processor or GPU computes in it, fp16 with scaled gradients on other GPUs."""
     device: str = "auto"
     """auto: cuda where there is one, else cpu."""
     threads: int | None = None
@@ -166,3 +179,7 @@ class TrainConfig:
             (self.diffusion is None) == isinstance(self.model, VAEConfig),
             "settings for a UNet and none for a VAE",
         )
+        if self.diffusion is not None:
+            given = isinstance(self.model, DiffusersConfig) and self.model.scheduler is not None
+            expected = "diffusers, for its scheduler" if given else "another than diffusers without --init-from's scheduler"
+            expect("diffusion.schedule", self.diffusion.schedule, (self.diffusion.schedule == "diffusers") == given, expected)

@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from fastgen.config import ConvVAEConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
+from fastgen.config import ConvVAEConfig, DiffusersConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.errors import did_you_mean, expect, lookup
 
-_MODEL_KINDS = {"unet": UNetConfig, "vae": VAEConfig, "conv_vae": ConvVAEConfig}
+_MODEL_KINDS = {"unet": UNetConfig, "vae": VAEConfig, "conv_vae": ConvVAEConfig, "diffusers": DiffusersConfig}
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def from_dict(values: dict[str, Any], base: TrainConfig | None = None) -> TrainC
         kind = lookup("model.kind", str(model.pop("kind")), _MODEL_KINDS)
         values["model"] = model
         if type(base.model) is not kind:
-            diffusion = (base.diffusion or DiffusionConfig()) if kind is UNetConfig else None
+            kept = None if isinstance(base.model, DiffusersConfig) else base.diffusion  # a scheduler's goes with its model
+            diffusion = None if issubclass(kind, VAEConfig) else kept or DiffusionConfig()
             base = dataclasses.replace(base, model=kind(), diffusion=diffusion)
     return _overlay(base, values, "")
 
@@ -73,6 +74,8 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         if value is None and NoneType in get_args(hint):
             return None
         hint = next(h for h in get_args(hint) if h is not NoneType)
+    if get_origin(hint) is dict:
+        return _mapping(name, value)
     if get_origin(hint) is Literal:
         expect(name, value, value in get_args(hint), f"one of {', '.join(get_args(hint))}")
         return value

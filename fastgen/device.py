@@ -34,7 +34,20 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def computes_fp16(device: torch.device) -> bool:
+    """Whether the device is a GPU with tensor cores, all of which multiply fp16."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def resolve_precision(device: torch.device, precision: str) -> str:
+    """ "auto" is bf16 where the device computes it, else fp16 where it computes that, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_bf16(device) else "fp16" if computes_fp16(device) else "fp32"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast for "bf16", and for "auto" where `computes_bf16`; a context that does nothing otherwise."""
-    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    """Autocast to what `resolve_precision` gives; a context that does nothing for fp32."""
+    precision = resolve_precision(device, precision)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

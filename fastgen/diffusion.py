@@ -4,13 +4,15 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastgen.errors import lookup
 from fastgen.functional import to_x0
+from fastgen.interchange.scheduler import schedule_of
+from fastgen.interchange.scheduler_config import prediction_of, read_scheduler
 from fastgen.schedules import SCHEDULES, Schedule
 from fastgen_kernels.q_sample import Target
 
@@ -76,6 +78,18 @@ class Diffusion:
         if prediction == "eps" and self.schedule.zero_terminal_snr:
             raise ValueError("prediction: expected 'v', 'x0' or 'flow' on a schedule with zero terminal SNR, got 'eps'")
 
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, weighting: str = "uniform") -> "Diffusion":
+        """The diffusion of a diffusers scheduler: of the scheduler itself, its config, or the path of its
+        scheduler_config.json, or of the folder that holds it.
+
+        T betas are the chain with index i at t = (i + 1) / T, the only noise levels its networks know; a flow's shift is its
+        schedule's. What concerns sampling alone is not read. Raises ValueError that names the key of the config for what
+        cannot be represented.
+        """
+        config = read_scheduler(scheduler)
+        return cls(schedule_of(config), prediction_of(config), weighting)
+
     def preconditioning(self, t: Tensor) -> Preconditioning:
         """The coefficients that turn the network's output at t into x0_hat, each of t's shape."""
         return PREDICTIONS[self.prediction](self.schedule.alpha(t), self.schedule.sigma(t))
@@ -105,7 +119,7 @@ class Denoiser:
     one forward of 2N; w = 1 is the conditional model itself. The unconditional half has the null label and a context of zeros.
     clip: x0_hat is clamped to [-clip, clip] where it is given.
 
-    Raises ValueError for guidance other than 1 with neither label nor context.
+    Raises ValueError for guidance other than 1 with neither label nor context, or with a label and no null label.
     """
 
     def __init__(
@@ -119,6 +133,8 @@ class Denoiser:
     ):
         if guidance != 1 and label is None and context is None:
             raise ValueError(f"guidance: expected 1 where there is neither label nor context, got {guidance}")
+        if guidance != 1 and label is not None and null_label(net) is None:
+            raise ValueError(f"guidance: expected 1 for a network without a null label, got {guidance}")
         self.diffusion, self.net, self.guidance, self.clip = diffusion, net, guidance, clip
         self.label, self.context = label, context
 
@@ -139,8 +155,14 @@ class Denoiser:
 
     def _conditional_and_not(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         label, context = self.label, self.context
-        if label is not None:
-            label = torch.cat([label, torch.full_like(label, cast(int, self.net.num_classes))])
+        null = null_label(self.net)
+        if label is not None and null is not None:
+            label = torch.cat([label, torch.full_like(label, null)])
         if context is not None:
             context = torch.cat([context, torch.zeros_like(context)])
         return self.net(torch.cat([x, x]), torch.cat([t, t]), label, context).chunk(2)
+
+
+def null_label(net: nn.Module) -> int | None:
+    """The label that stands for none, num_classes; None for a network that has no classes, or no label beyond them."""
+    return getattr(net, "num_classes", None) if getattr(net, "has_null_label", True) else None

@@ -1,12 +1,10 @@
 """Objectives: modules that return a loss per sample, (N,) fp32. They are what DDP, FSDP2 and torch.compile wrap."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from fastgen import streams
-from fastgen.diffusion import Diffusion
+from fastgen.diffusion import Diffusion, null_label
 from fastgen.errors import lookup
 from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
 from fastgen.models.vae import VariationalAutoencoder
@@ -73,7 +71,10 @@ class DiffusionObjective(nn.Module):
             return label, context
         drop = philox_uniform((key.shape[0],), at(key, stream=streams.LABEL)) < self.label_dropout
         if label is not None:
-            label = torch.where(drop, cast(int, self.net.num_classes), label)
+            null = null_label(self.net)
+            if null is None:
+                raise ValueError(f"label_dropout: expected 0 for a network without a null label, got {self.label_dropout}")
+            label = torch.where(drop, null, label)
         if context is not None:
             context = torch.where(drop[:, None, None], 0.0, context)
         return label, context

@@ -10,6 +10,7 @@ from fastgen import streams
 from fastgen.config import TrainConfig
 from fastgen.data import ImageDataset
 from fastgen.device import autocast
+from fastgen.diffusion import null_label
 from fastgen.functional import noise_key
 from fastgen.generate import generate, sample_labels
 from fastgen.images import save_grid
@@ -56,7 +57,7 @@ def save_samples(path: Path, config: TrainConfig, model: nn.Module, shape: tuple
             shape,
             range(ROWS * columns),
             label=labels,
-            guidance=1.0 if labels is None else GUIDANCE,
+            guidance=1.0 if labels is None or null_label(model) is None else GUIDANCE,
         )
     save_grid(path, images, columns)
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import checkpoint
-from fastgen.config import ConvVAEConfig, TrainConfig, UNetConfig
+from fastgen.config import ConvVAEConfig, DiffusersConfig, TrainConfig, UNetConfig
 from fastgen.config_file import load_yaml, plain
 from fastgen.device import autocast, place, resolve_device
 from fastgen.diffusion import Diffusion
 from fastgen.errors import expect
 from fastgen.generate import generate, sample_labels
+from fastgen.interchange.description import multiple_of, unet_arguments
+from fastgen.interchange.scheduler_config import scheduler_of
 from fastgen.models import MODELS
 
 
@@ -124,13 +126,12 @@ def describe(config: TrainConfig, shape: tuple[int, ...], num_classes: int | Non
     channels, height, width = shape
     model, arguments = config.model, plain(dataclasses.asdict(config.model))
     if isinstance(model, UNetConfig):
-        multiple = model.patch * 2 ** (len(model.multipliers) - 1)
-        if height % multiple or width % multiple:
-            raise ValueError(
-                f"data: expected sides that are multiples of {multiple}, which the model halves and halves again, "
-                f"got {height}x{width}; set data.size"
-            )
+        _expect_multiples(model.patch * 2 ** (len(model.multipliers) - 1), height, width)
         name, arguments = "UNet", arguments | {"in_channels": channels, "num_classes": num_classes}
+    elif isinstance(model, DiffusersConfig):
+        assert config.diffusion is not None  # TrainConfig has it for every UNet
+        name, arguments = "DiffusersUNet", unet_arguments(model, config.diffusion, shape, num_classes)
+        _expect_multiples(multiple_of(model.unet), height, width)
     elif isinstance(model, ConvVAEConfig):
         if height != width:
             raise ValueError(f"data: expected square images for a ConvVAE, got {height}x{width}; set data.size")
@@ -140,13 +141,28 @@ def describe(config: TrainConfig, shape: tuple[int, ...], num_classes: int | Non
     return {"model": name, "arguments": arguments, "shape": list(shape), "classes": classes, "diffusion": _noising(config)}
 
 
-def _noising(config: TrainConfig) -> dict[str, str] | None:
+def _expect_multiples(multiple: int, height: int, width: int) -> None:
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"data: expected sides that are multiples of {multiple}, which the model halves and halves again, "
+            f"got {height}x{width}; set data.size"
+        )
+
+
+def _noising(config: TrainConfig) -> dict[str, Any] | None:
     """What the output of a diffusion model cannot be read without."""
-    settings = config.diffusion
-    return None if settings is None else {"schedule": settings.schedule, "prediction": settings.prediction}
+    settings, model = config.diffusion, config.model
+    if settings is None:
+        return None
+    named = {"schedule": settings.schedule, "prediction": settings.prediction}
+    return named | {"scheduler": scheduler_of(model, settings)} if isinstance(model, DiffusersConfig) else named
 
 
 def make_diffusion(config: TrainConfig) -> Diffusion | None:
     """The diffusion that a configuration asks for, None for a VAE."""
-    settings = config.diffusion
-    return None if settings is None else Diffusion(settings.schedule, settings.prediction, settings.weighting)
+    settings, model = config.diffusion, config.model
+    if settings is None:
+        return None
+    if isinstance(model, DiffusersConfig):
+        return Diffusion.from_scheduler(scheduler_of(model, settings), settings.weighting)
+    return Diffusion(settings.schedule, settings.prediction, settings.weighting)

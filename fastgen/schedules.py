@@ -24,15 +24,26 @@ class Schedule(Protocol):
 
 
 class RectifiedFlow:
-    """alpha = 1 - t, sigma = t: straight lines from data to noise (Liu et al. 2023, arXiv:2209.03003, eq. 1)."""
+    """alpha = 1 - sigma: straight lines from data to noise (Liu et al. 2023, arXiv:2209.03003, eq. 1).
+
+    sigma = t; with a shift it is shift·t / (1 + (shift - 1)·t), which spends more of [0, 1] on noise (Stable Diffusion 3, Esser
+    et al. 2024, arXiv:2403.03206, eq. 23).
+    """
 
     zero_terminal_snr = True
 
+    def __init__(self, shift: float = 1.0):
+        if not 0 < shift < math.inf:
+            raise ValueError(f"shift: expected a finite number > 0, got {shift}")
+        self.shift = shift
+
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - _at_least_fp32(t)
+        t = _at_least_fp32(t)
+        return (1 - t) / (1 + (self.shift - 1) * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        return _at_least_fp32(t)
+        t = _at_least_fp32(t)
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
     def log_snr(self, t: Tensor) -> Tensor:
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
@@ -42,13 +53,14 @@ class Discrete:
     """The variance-preserving chain of T betas (DDPM, Ho et al. 2020, arXiv:2006.11239, eq. 4).
 
     Index i lies at t = (i + 1) / T, where alpha² is exactly prod(1 - betas[: i + 1]). Between the grid's points log(alpha²) is
-    linear in t, that is, beta is piecewise constant.
+    linear in t, that is, beta is piecewise constant; `stepwise`, all of (i / T, (i + 1) / T] has the noise of index i, as a
+    network that was trained on the T indices alone has seen it.
     """
 
-    def __init__(self, betas: Tensor):
+    def __init__(self, betas: Tensor, *, stepwise: bool = False):
         if betas.dim() != 1 or len(betas) == 0 or not bool(((betas >= 0) & (betas <= 1)).all()):
             raise ValueError(f"betas: expected a vector of numbers in [0, 1], got shape {tuple(betas.shape)}")
-        self.betas = betas.double().cpu()
+        self.betas, self.stepwise = betas.double().cpu(), stepwise
         self.zero_terminal_snr = bool((self.betas == 1).any())
         self._log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas).cumsum(0)])
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -63,10 +75,18 @@ class Discrete:
         log_alpha_bar = self._lookup(t)
         return log_alpha_bar - (-torch.expm1(log_alpha_bar)).log()
 
+    def level(self, t: Tensor) -> Tensor:
+        """How many betas have been applied by t, int64: i + 1 in (i / T, (i + 1) / T], 0 at t = 0."""
+        steps = len(self.betas)
+        # Less what rounding in fp32 may have added: a t that is meant to lie on the grid stays below its point.
+        return (_at_least_fp32(t) * steps - steps * 2**-22).ceil().long().clamp(0, steps)
+
     def _lookup(self, t: Tensor) -> Tensor:
         """log(alpha²) at t."""
         t = _at_least_fp32(t)
         table = self._table(t.device, t.dtype)
+        if self.stepwise:
+            return table[self.level(t)]
         position = t * len(self.betas)
         # (i + 1) / T · T may miss i + 1 by the rounding of fp32; on the grid the schedule is exact.
         nearest = position.round()

@@ -11,19 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from tqdm import tqdm
 
 from fastgen import streams
 from fastgen.allocator import keep_freed_memory
-from fastgen.config import TrainConfig
+from fastgen.config import DiffusersConfig, TrainConfig
 from fastgen.config_file import save_yaml
 from fastgen.data import ImageDataset, open_dataset
 from fastgen.data.augment import augment
 from fastgen.data.held_out import open_held_out
-from fastgen.device import autocast, place, resolve_device
+from fastgen.data.unlabelled import Unlabelled
+from fastgen.device import autocast, place, resolve_device, resolve_precision
 from fastgen.ema import EMA
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
+from fastgen.interchange.init_from import starting_from
+from fastgen.interchange.weights import load_weights
 from fastgen.interruption import Interruption
 from fastgen.metrics_log import MetricsLog, plot_loss
 from fastgen.models import MODELS, VariationalAutoencoder
@@ -41,13 +45,17 @@ class Outcome:
     signal: int | None
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
+def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Path | None = None) -> Outcome:
     """Trains what the configuration describes up to `config.steps`, or until SIGINT, SIGTERM or `config.max_minutes` stop it,
-    which saves. `out` becomes the run's folder; with `resume` it is one, and training goes on from its last checkpoint.
+    which saves. `out` becomes the run's folder; with `resume` it is one, and training goes on from its last checkpoint. With
+    `init_from` it begins with the weights of a run of the same model, or with a UNet that diffusers wrote, see `starting_from`.
 
-    Raises ValueError for a configuration that does not fit the data, a folder that is in use, or a checkpoint that is missing or
-    corrupt; FloatingPointError where the loss is no longer finite.
+    Raises ValueError for a configuration that does not fit the data or the weights, a folder that is in use, or a checkpoint that
+    is missing or corrupt; FloatingPointError where the loss is no longer finite.
     """
+    if init_from is not None:
+        expect("init_from", str(init_from), not resume, "none with resume, which goes on with the run's own weights")
+        config = starting_from(config, init_from)
     deadline = time.monotonic() + 60 * (config.max_minutes or math.inf)
     if config.threads is not None:
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
@@ -58,15 +66,22 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
     expect("data.source", config.data.source, config.data.source, "images: give a folder of them, --data.source FOLDER")
     data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels)
     held_out = open_held_out(config.data.source, data, config.data.size)
+    if isinstance(config.model, DiffusersConfig) and config.model.unet.get("num_class_embeds") is None:
+        data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     description = describe(config, data.shape, data.num_classes, data.classes)
 
     torch.manual_seed(config.seed)
-    model = place(MODELS[description["model"]](**description["arguments"]), device)
+    model = MODELS[description["model"]](**description["arguments"])
+    if init_from is not None:
+        load_weights(model, init_from, description)
+    model = place(model, device)
     objective = make_objective(config, model)
     ema = EMA(model, config.ema)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
+    precision = resolve_precision(device, config.precision)
+    scaler = GradScaler(device.type, enabled=precision == "fp16")
 
-    step = restore_state(out, model, ema, optimizer, description) if resume else claim(out)
+    step = restore_state(out, model, ema, optimizer, description, scaler) if resume else claim(out)
     save_yaml(config, out / "config.yaml")
     preview = Preview(config, out / "samples", ema.model, make_objective(config, ema.model).eval(), data, held_out, device)
     batches = data.batches(
@@ -76,7 +91,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
     report_broken(data)
     reported = len(data.broken)
 
-    settings: dict[str, Any] = {"accumulation": config.accumulation, "clip": config.clip, "precision": config.precision}
+    settings: dict[str, Any] = {"accumulation": config.accumulation, "clip": config.clip}
+    settings |= {"precision": precision, "scaler": scaler}
     losses: list[Tensor] = []
     since = time.monotonic()
     with (
@@ -91,8 +107,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
 
+            scale = scaler.get_scale()
             losses.append(train_step(objective, optimizer, image, label, key, **settings))
-            ema.update(model, step)
+            if scaler.get_scale() >= scale:  # it falls with a step that was skipped, which made no new weights to average
+                ema.update(model, step)
             step += 1
             bar.update()
 
@@ -108,10 +126,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Outcome:
 
             if step % config.checkpoint_every == 0:
                 finite_mean(losses, step)
-                save_state(out, step, model, ema, optimizer, description, config.keep)
+                save_state(out, step, model, ema, optimizer, description, config.keep, scaler)
 
         finite_mean(losses, step)
-        save_state(out, step, model, ema, optimizer, description, config.keep)
+        save_state(out, step, model, ema, optimizer, description, config.keep, scaler)
 
     if len(data.broken) > reported:  # some are met on the way
         report_broken(data)
@@ -129,13 +147,19 @@ def train_step(
     accumulation: int = 1,
     clip: float = 0.0,
     precision: str = "auto",
+    scaler: GradScaler | None = None,
 ) -> Tensor:
     """One optimizer step on the batch's mean loss, which is returned, 0-dim fp32, without waiting for the device.
 
     x: (N, ...) as the objective takes it. label: (N,) or None. key: (N, 4), what the objective draws from. accumulation: parts
     that the batch is computed in, one after another. clip: the largest norm of the gradient, 0 for none. precision: "auto",
-    "bf16" or "fp32", see `fastgen.device.autocast`.
+    "bf16", "fp16" or "fp32", see `fastgen.device.resolve_precision`. scaler: scales the gradients of fp16, which would underflow,
+    and skips a step where they are not finite; without one "auto" is never fp16. Raises ValueError for "fp16" without one.
     """
+    if scaler is None:
+        expect("scaler", scaler, precision != "fp16", "a torch.amp.GradScaler with precision fp16")
+        precision = "fp32" if resolve_precision(x.device, precision) == "fp16" else precision
+        scaler = GradScaler(x.device.type, enabled=False)
     parts = zip(
         x.chunk(accumulation),
         [None] * accumulation if label is None else label.chunk(accumulation),
@@ -146,11 +170,13 @@ def train_step(
     for x_part, label_part, key_part in parts:
         with autocast(x.device, precision):
             loss = objective(x_part, label_part, key=key_part).sum() / len(x)
-        loss.backward()
+        scaler.scale(loss).backward()
         total += loss.detach()
     if clip > 0:
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(objective.parameters(), clip)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad()
     return total
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from fastgen import checkpoint
 from fastgen.ema import EMA
@@ -13,7 +14,14 @@ from fastgen.run import find_checkpoint
 
 
 def save_state(
-    out: Path, step: int, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, description: dict[str, Any], keep: int
+    out: Path,
+    step: int,
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    description: dict[str, Any],
+    keep: int,
+    scaler: GradScaler | None = None,
 ) -> Path:
     """Writes the checkpoint of `step` into the run `out`, then drops all but the last `keep`."""
     folder = checkpoint.at_step(out / "checkpoints", step)
@@ -24,15 +32,24 @@ def save_state(
             "rng": _rng_state(),
             "optimizer": _optimizer_tensors(model, optimizer),
         }
-        checkpoint.save(folder, tensors, {"config": description})
+        scaling = {"scaler": scaler.state_dict()} if scaler is not None and scaler.is_enabled() else {}
+        checkpoint.save(folder, tensors, {"config": description} | scaling)
     stale = [checkpoint.at_step(folder.parent, old) for old in checkpoint.steps(folder.parent)[:-keep]]
     for path in [*stale, *folder.parent.glob(".*.tmp")]:  # the latter are what a crash left half-written
         shutil.rmtree(path)
     return folder
 
 
-def restore_state(out: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, description: dict[str, Any]) -> int:
-    """Puts the last checkpoint of the run `out` into model, average, optimizer and torch's generators; returns its step.
+def restore_state(
+    out: Path,
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    description: dict[str, Any],
+    scaler: GradScaler | None = None,
+) -> int:
+    """Puts the last checkpoint of the run `out` into model, average, optimizer, torch's generators and, where it was saved with
+    one, the gradient scaler; returns its step.
 
     Raises ValueError where there is none, it is corrupt, or it is of another model or other data."""
     folder = find_checkpoint(out)
@@ -44,6 +61,8 @@ def restore_state(out: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.
     ema.model.load_state_dict(checkpoint.load_tensors(folder, "ema"))
     _load_optimizer(model, optimizer, checkpoint.load_tensors(folder, "optimizer"))
     _set_rng_state(checkpoint.load_tensors(folder, "rng"))
+    if scaler is not None and scaler.is_enabled() and (folder / "scaler.json").exists():
+        scaler.load_state_dict(checkpoint.load_document(folder, "scaler"))
     return int(folder.name)
 
 

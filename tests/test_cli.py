@@ -107,7 +107,7 @@ def test_a_traceback_is_there_for_the_asking(monkeypatch):
 def test_help_names_the_commands(arguments, done):
     lines = done(*arguments)
     assert lines[0] == "usage: fastgen COMMAND ..."
-    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["train", "sample", "info"]
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["train", "sample", "export", "info"]
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["train", "--help"], ["train", "-h"]])
@@ -151,8 +151,8 @@ def test_help_on_a_command_has_its_options_with_defaults(arguments, options, cap
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("smaple", "command: expected one of train, sample, info, got 'smaple'; did you mean sample?"),
-        ("--train", "command: expected one of train, sample, info, got '--train'; did you mean train?"),
+        ("smaple", "command: expected one of train, sample, export, info, got 'smaple'; did you mean sample?"),
+        ("--train", "command: expected one of train, sample, export, info, got '--train'; did you mean train?"),
         ("train mnst", "preset: expected one of mnist, mnist-vae, digits, folder32, got 'mnst'; did you mean mnist?"),
         ("train MNIST-vae", "got 'MNIST-vae'; did you mean mnist-vae?"),
         ("train --steps 3 mnist", "preset: expected one of mnist, mnist-vae, digits, folder32, got '--steps'"),
@@ -169,7 +169,7 @@ def test_help_on_a_command_has_its_options_with_defaults(arguments, options, cap
         ("train digits --steps 1.5", "Error parsing --steps: invalid literal for int() with base 10: '1.5'"),
         (
             "train digits --precision fp8",
-            "invalid choice 'fp8' for argument '--precision'. Expected one of ('auto', 'fp32', 'bf16')",
+            "invalid choice 'fp8' for argument '--precision'. Expected one of ('auto', 'fp32', 'bf16', 'fp16')",
         ),
         ("train digits --diffusion.schedule cosin", "invalid choice 'cosin' for argument '--diffusion.schedule'"),
         ("train digits --lr 0", "lr: expected a finite number > 0, got 0.0"),
@@ -209,7 +209,7 @@ def test_a_wrong_word_is_named(command, said, refused, tmp_path):
         ("data:\n  sise: 3", "my.yaml: data.sise: no such setting; did you mean size?"),
         ("lr: 0", "my.yaml: lr: expected a finite number > 0, got 0.0"),
         ("steps: many", "my.yaml: steps: expected a value of type int, got 'many'"),
-        ("model: {kind: uent}", "my.yaml: model.kind: expected one of unet, vae, conv_vae, got 'uent'; did you mean unet?"),
+        ("model: {kind: uent}", "model.kind: expected one of unet, vae, conv_vae, diffusers, got 'uent'; did you mean unet?"),
         ("diffusion: null", "my.yaml: diffusion: expected settings for a UNet"),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_checkpoint_with_a_file_missing_is_named(name, copied):
         ("\x00\xff", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML: could not determine a constructor"),
         ("lr: fast", "lr: expected a value of type float, got 'fast'"),
-        ("model: {kind: [1]}", r"model.kind: expected one of unet, vae, conv_vae, got '\[1\]'"),
+        ("model: {kind: [1]}", r"model.kind: expected one of unet, vae, conv_vae, diffusers, got '\[1\]'"),
         # Valid, but not what the checkpoint was trained as:
         ("model: {kind: vae}", "diffusion: expected {.*'flow'}, as in the checkpoint, got None"),
         ("diffusion: {schedule: cosine}", "diffusion: expected {.*'rectified_flow', .*}, as in the checkpoint, got {.*'cosine'"),

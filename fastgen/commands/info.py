@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from fastgen import __version__, functional
-from fastgen.device import computes_bf16, resolve_device
+from fastgen.device import resolve_device, resolve_precision
 from fastgen_kernels.attention.choice import has_tiles
 from fastgen_kernels.dispatch import obstacle, switched_off
 
@@ -20,13 +20,14 @@ def main(arguments: list[str]) -> None:
 
 def _info() -> None:
     device = resolve_device("auto")
+    precision = resolve_precision(device, "auto")
     rows = {
         "fastgen": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "autocast": "bf16" if computes_bf16(device) else "none: the device does not multiply bf16 in hardware",
+        "autocast": precision if precision != "fp32" else "none: the device does not multiply 16 bits in hardware",
     }
     ops = [getattr(functional, name) for name in functional.__all__ if name not in ("at", "fresh_key", "noise_key")]
     rows |= {op.__name__: _path(op, device) for op in ops}

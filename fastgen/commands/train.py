@@ -1,4 +1,4 @@
-"""`fastgen train PRESET [--out RUN] [--config FILE] [--resume] [OPTIONS]`"""
+"""`fastgen train PRESET [--out RUN] [--config FILE] [--init-from PATH] [--resume] [OPTIONS]`"""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,9 +10,10 @@ import tyro
 from fastgen.config import TrainConfig
 from fastgen.config_file import load_yaml
 from fastgen.errors import expect, lookup
+from fastgen.interchange.init_from import starting_from
 from fastgen.presets import PRESETS
 
-USAGE = f"""usage: fastgen train PRESET [--out RUN] [--config FILE] [--resume] [OPTIONS]
+USAGE = f"""usage: fastgen train PRESET [--out RUN] [--config FILE] [--init-from PATH] [--resume] [OPTIONS]
 
 Presets: {", ".join(PRESETS)}. `fastgen train PRESET --help` has its options."""
 
@@ -23,6 +24,9 @@ class RunOptions:
     """The run's folder."""
     config: Path | None = None
     """Settings as YAML over the preset; options go over both."""
+    init_from: Path | None = None
+    """Start from the weights of a run of the same model, or from a UNet that diffusers wrote: in the folder of a pipeline, with
+    unet/ and scheduler/, or of a model alone, whose diffusion.schedule and diffusion.prediction the settings must say."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the last checkpoint in the run's folder, with the settings it was started with."""
 
@@ -48,15 +52,18 @@ def main(arguments: list[str]) -> None:
         settings = load_yaml(kept, settings)
     if run.config is not None:
         settings = load_yaml(run.config, settings)
+    if run.init_from is not None:
+        settings = starting_from(settings, run.init_from)
     # Again, now that the files have said what the defaults are.
     options = tyro.cli(TrainOptions, args=given, default=TrainOptions(out, settings=settings), prog=prog)
-    _train(options.settings, options.out, options.resume, preset)
+    _train(options, preset)
 
 
-def _train(config: TrainConfig, out: Path, resume: bool, preset: str) -> None:
+def _train(options: TrainOptions, preset: str) -> None:
     from fastgen.train import train  # torch takes a second to import: after the options are known to be right
 
-    outcome = train(config, out, resume=resume)
+    config, out = options.settings, options.out
+    outcome = train(config, out, resume=options.resume, init_from=options.init_from)
     if outcome.step < config.steps:
         print(
             f"stopped and saved at step {outcome.step} of {config.steps}; to go on: fastgen train {preset} --out {out} --resume"
