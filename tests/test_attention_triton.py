@@ -19,9 +19,12 @@ from fastgen_kernels.attention import (
     backward_triton,
     forward_triton,
 )
+from fastgen_kernels.attention.heads_triton import places, wide
 from fastgen_kernels.attention.plan import Plan
 from tests.laboratory import accuracy
 from tests.laboratory.accuracy import results
+from tests.laboratory.allocations import poisoned
+from tests.laboratory.child import died
 from tests.laboratory.compiling import (
     assert_checkpoints,
     assert_compiles,
@@ -30,9 +33,10 @@ from tests.laboratory.compiling import (
     assert_registered,
 )
 from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import lazy
 from tests.laboratory.soundness import assert_sound
 from tests.laboratory.strategies import examples, given, gradient_layouts, st
-from tests.laboratory.tensors import random
+from tests.laboratory.tensors import random, upstream
 
 pytestmark = pytest.mark.kernels
 
@@ -102,6 +106,7 @@ def algorithm(request, monkeypatch):
         ((1, 2, 7, 50, 80), "linear", False),
         ((2, 1, 16, 16, 96), "contiguous", True),
         ((6, 4, 1, 9, 24), "linear", False),
+        pytest.param((2, 3, 5, 9, 9), "linear", False, marks=pytest.mark.kill),
         ((3, 4, 20, 30, 5), "row_gap", False),
     ],
 )
@@ -113,47 +118,64 @@ def test_accurate(algorithm, shape, layout, masked):
 @pytest.mark.kill
 @pytest.mark.parametrize("scale", [0.3, -2.0, 0.0])
 def test_scale(algorithm, scale):
-    assert_as_accurate(op, peer, *heads((1, 2, 18, 17, 16), torch.float64), None, scale)
+    """More exact than fp32, in which a kernel is given numbers."""
+    given = *heads((1, 2, 18, 17, 16), torch.float64), None, scale
+    torch.testing.assert_close(results(op, *given), results(peer, *given), rtol=1e-11, atol=1e-11)
 
 
-def test_one_key(algorithm):
+@pytest.mark.kill
+@pytest.mark.parametrize("shape", [(2, 2, 4, 1, 16), (1, 1, 1, 1, 1)])
+def test_one_key(algorithm, shape):
     """Its value, whatever the query."""
-    q, k, v = heads((2, 2, 4, 1, 16))
+    q, k, v = heads(shape)
     named = results(op, q, k, v)
     assert named["output 0"].equal(v.expand_as(q))
+    torch.testing.assert_close(named["gradient of input 2"], upstream(q).sum(2, keepdim=True))
     for x in (named["gradient of input 0"], named["gradient of input 1"]):
         assert x.abs().max() <= 1e-5
 
 
-@pytest.mark.kill
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("d", [16, 40])
+@pytest.mark.parametrize("d", [16, pytest.param(40, marks=pytest.mark.kill)])
 def test_every_dtype(algorithm, dtype, d):
     assert_as_accurate(op, peer, *heads((2, 2, 20, 34, d), dtype))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 70, 64, 64), (1, 2, 65, 200, 32), (1, 1, 40, 300, 128), (1, 1, 20, 24, 256)])
-def test_the_tiles_that_are_launched(shape):
-    assert_as_accurate(op, peer, *heads(shape))
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 1, 70, 64, 64), torch.float32),
+        ((1, 1, 40, 300, 128), torch.float32),
+        pytest.param((1, 1, 20, 24, 40), torch.float16, marks=pytest.mark.kill),
+        ((1, 2, 65, 200, 32), torch.float16),
+        ((1, 1, 130, 300, 64), torch.float16),
+        ((1, 1, 20, 24, 256), torch.float16),
+    ],
+)
+def test_the_tiles_that_are_launched(shape, dtype):
+    assert_as_accurate(op, peer, *heads(shape, dtype))
 
 
 @pytest.mark.kill
-def test_large_scores(algorithm):
-    """Whose exponential overflows in fp64."""
+@pytest.mark.parametrize("sign", [1, -1])
+def test_large_scores(algorithm, sign):
+    """Whose exponential overflows in fp64, or is 0."""
     q, k, v = heads((1, 2, 20, 40, 16), torch.float64)
     with torch.no_grad():
-        q[..., 0], k[..., 0] = 4, 1000  # adds 1,000 to the scores
+        q[..., 0], k[..., 0] = 4 * sign, 1000  # adds 1,000 to the scores, or takes it off
     assert_as_accurate(op, peer, q, k, v)
 
 
 @pytest.mark.kill
 @pytest.mark.parametrize("mask", [None, "all"])
 def test_rows_without_keys(algorithm, mask):
-    """Zeros, and zero gradients."""
+    """Zeros, and zero gradients; the logarithm for backward is infinite."""
     q, k, v = heads((2, 1, 18, 20 if mask else 0, 16))
     given = torch.ones(2, 20, dtype=torch.bool, device=DEVICE) if mask else None
-    for x in results(op, q, k, v, given).values():
-        assert not x.any()
+    with poisoned():
+        named = results(op, q, k, v, given)
+    assert not any(x.any() for x in named.values())
+    assert _attention(q, k, v, given, 0.25)[1].isposinf().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5, 16), (2, 2, 0, 3, 16)])
@@ -240,10 +262,69 @@ def test_op_info(dtype):
 @interpreter_only
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [pytest.param((2, 2, 19, 18, 40), "linear", marks=pytest.mark.kill), ((2, 2, 17, 20, 16), "channels")],
+    [
+        ((2, 2, 19, 18, 40), "linear"),
+        pytest.param((2, 1, 17, 18, 40), "linear", marks=pytest.mark.kill),
+        ((2, 2, 17, 20, 16), "channels"),
+    ],
 )
 def test_sound(algorithm, shape, layout):
     assert_sound(op, *heads(shape, layout=layout), padding(shape[0], shape[3]))
+
+
+def spread(x, dim, stride):
+    strides = [stride if i == dim else other for i, other in enumerate(x.stride())]
+    copy = lazy(1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True)), x.dtype)
+    return copy.as_strided(x.shape, strides).copy_(x.detach()).requires_grad_(x.requires_grad)
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("dim", "stride", "shape"),
+    [
+        (0, 2**30, (3, 1, 1, 9, 16)),
+        (1, 2**31, (1, 2, 1, 9, 16)),
+        (2, 2**27, (1, 1, 20, 20, 16)),  # what begins beyond 2^31, and with the tile of 32 keys what reaches there
+        (3, 2**27, (1, 1, 1, 9, 40)),
+    ],
+)
+def test_far_apart(algorithm, dim, stride, shape):
+    """Samples, heads, positions, and columns. The mask's samples and positions too."""
+    near, mask = heads(shape, torch.float16, "contiguous"), padding(shape[0], shape[3])
+
+    def run():
+        far = [spread(x, dim, stride) for x in near]
+        masked = spread(mask, {0: 0, 2: 1}.get(dim), stride)
+        torch.testing.assert_close(results(op, *far, masked), results(op, *near, mask), rtol=0, atol=0)
+
+    report = died(run)
+    assert report is None, report
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("row", "column", "expected"),
+    [
+        (2**29, 0, True),
+        (2**29 - 1, 1, False),  # 2^31 - 1 elements from the first
+        (1, 715_827_882, True),
+        (1, 715_827_881, False),
+        (4, 1, False),
+    ],
+)
+def test_wide(row, column, expected):
+    x = torch.empty_strided((2, 2, 9, 4), (1, 1, row, column), device="meta")
+    assert wide(5, None, x) == expected
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("stride", [0, 1, 5, 9, 16, 18, 40, 72])
+def test_stride_of_a_head(stride):
+    """As two factors, of which the second is known to the compiler."""
+    strides = places(x=torch.empty_strided((2, 2, 9, 4), (1, stride, 1, 1), device="meta"))["x_strides"]
+    assert strides[1] * strides[4].value == stride
+    assert strides[4].value == (8 if stride % 8 == 0 else 1)
 
 
 def test_bitwise_the_same(algorithm):
@@ -297,7 +378,6 @@ def test_qkv_of_one_position():
     assert named["gradient of input 0"][:, :64].abs().max() <= 1e-5
 
 
-@pytest.mark.kill
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_qkv_in_its_memory_format(algorithm, layout):
     """In place and out, without a copy: the gradient too."""

@@ -63,9 +63,9 @@ def queries_kernel(
     here = first + i < S
     dout = load_rows((dout_ptr, dout_strides), n, h, first, i, here, D, D1, D2, WIDE)
     out = load_rows((out_ptr, out_strides), n, h, first, i, here, D, D1, D2, WIDE)
-    delta = tl.sum(dout[0].to(COMPUTE) * out[0].to(COMPUTE), 1)
-    if D2 > 0:
-        delta += tl.sum(dout[1].to(COMPUTE) * out[1].to(COMPUTE), 1)
+    delta = tl.sum(dout[0].to(COMPUTE) * out[0], 1)
+    if D2:
+        delta += tl.sum(dout[1].to(COMPUTE) * out[1], 1)
     tl.store(delta_ptr + (n * H + h) * S + first + i, delta, here)
     if dq_ptr is not None:
         q = load_rows((q_ptr, q_strides), n, h, first, i, here, D, D1, D2, WIDE)

@@ -19,7 +19,7 @@ def columns(x, n, h, s, i, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, 
     """Pointers to the two parts of rows s + i, (rows,), of head h of sample n of a tensor (N, H, S, D), given as its pointer and
     strides, and the masks of the columns that there are. Beyond the first row offsets are int32 unless the tile is WIDE."""
     strides = x[1]
-    first = x[0] + (n * strides[0] + h * (strides[1] * strides[4]) + tl.cast(s, tl.int64) * strides[2])
+    first = x[0] + (n * strides[0] + h * strides[1] * strides[4] + tl.cast(s, tl.int64) * strides[2])
     d1, d2 = tl.arange(0, D1)[None, :], D1 + tl.arange(0, max(1, D2))[None, :]
     i = i[:, None]
     if WIDE:
@@ -34,7 +34,7 @@ def load_rows(x, n, h, s, i, here, D: tl.constexpr, D1: tl.constexpr, D2: tl.con
     here = here[:, None]
     first = tl.load(at1, here if D1 <= D else here & in1, 0.0)
     second = first
-    if D2 > 0:
+    if D2:
         second = tl.load(at2, here if D1 + D2 == D else here & in2, 0.0)
     return first, second
 
@@ -44,7 +44,7 @@ def store_rows(x, first, second, n, h, s, i, here, D: tl.constexpr, D1: tl.const
     at1, at2, in1, in2 = columns(x, n, h, s, i, D, D1, D2, WIDE)
     here = here[:, None]
     tl.store(at1, rounded(first, x[0].dtype.element_ty), here if D1 <= D else here & in1)
-    if D2 > 0:
+    if D2:
         tl.store(at2, rounded(second, x[0].dtype.element_ty), here if D1 + D2 == D else here & in2)
 
 
@@ -53,7 +53,7 @@ def product(a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     """The matrix product, in fp32, in fp64 of fp64. UPCAST: the interpreter multiplies the raw bits of bf16."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision=PRECISION, out_dtype=tl.float64 if a.dtype == tl.float64 else tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def add_product(total, a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 def over_columns(a, b, D2: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     """The products of all rows of a with all rows of b."""
     total = product(a[0], tl.trans(b[0]), UPCAST, PRECISION)
-    if D2 > 0:
+    if D2:
         total = add_product(total, a[1], tl.trans(b[1]), UPCAST, PRECISION)
     return total
 
@@ -85,8 +85,8 @@ def over_rows(total, weights, x, D2: tl.constexpr, UPCAST: tl.constexpr, PRECISI
     """total + weights x, both parts of it."""
     weights = rounded(weights, x[0].dtype)
     first = add_product(total[0], weights, x[0], UPCAST, PRECISION)
-    second = total[1]
-    if D2 > 0:
+    second = first
+    if D2:
         second = add_product(total[1], weights, x[1], UPCAST, PRECISION)
     return first, second
 
@@ -98,7 +98,7 @@ def transposed_over_rows(x, weights, D2: tl.constexpr, UPCAST: tl.constexpr, PRE
     weights = rounded(weights, x[0].dtype)
     first = tl.trans(product(tl.trans(x[0]), weights, UPCAST, PRECISION))
     second = first
-    if D2 > 0:
+    if D2:
         second = tl.trans(product(tl.trans(x[1]), weights, UPCAST, PRECISION))
     return first, second
 
@@ -106,12 +106,12 @@ def transposed_over_rows(x, weights, D2: tl.constexpr, UPCAST: tl.constexpr, PRE
 @triton.jit
 def zeros(ROWS: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, COMPUTE: tl.constexpr):
     first = tl.zeros((ROWS, D1), COMPUTE)
-    return first, tl.zeros((ROWS, D2), COMPUTE) if D2 > 0 else first
+    return first, tl.zeros((ROWS, D2), COMPUTE) if D2 else first
 
 
 @triton.jit
 def sum_of(parts, COMPUTE: tl.constexpr):
-    return tl.cast(parts[0], COMPUTE) + tl.cast(parts[1], COMPUTE)
+    return tl.cast(parts[0], COMPUTE) + parts[1]
 
 
 @triton.jit
@@ -126,7 +126,7 @@ def seen_keys(mask_ptr, mask_strides, n, s, i, K):
     seen = s + i < K
     if mask_ptr is not None:
         at = mask_ptr + n * mask_strides[0] + (s + i).to(tl.int64) * mask_strides[1]
-        seen = seen & (tl.load(at, seen, 1) == 0)
+        seen = seen & (tl.load(at, seen) == 0)
     return seen
 
 
