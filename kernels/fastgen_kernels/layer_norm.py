@@ -87,7 +87,7 @@ def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
 def _held(c: int, dtype: torch.dtype) -> bool:
     """Whether the registers of one program hold a row in backward, without spills: fewer where it is read element by element."""
-    return c <= 8192 // (2 if dtype == torch.float64 else 1) // (2 if c % 8 else 1)
+    return c <= 8192 // (4 if dtype == torch.float64 else 1) // (2 if c % 8 else 1)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

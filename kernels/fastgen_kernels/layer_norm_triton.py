@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE
+from fastgen_kernels.blocks_triton import TRITON_DTYPE, remaining
 from fastgen_kernels.group_norm.plan import power_of_2, processors
 from fastgen_kernels.group_norm.tiles_triton import reciprocal_deviation
 from fastgen_kernels.layout import compute_dtype
 from fastgen_kernels.q_sample_triton import rounded
 
-FORWARD, BACKWARD = 8192, 4096  # elements of a tile for 8 warps, of fp64 a quarter: more spill
+FORWARD, BACKWARD = 8192, 4096  # elements of a tile that 8 warps hold without spills, of fp64 a quarter
 PROGRAMS = 2  # that a processor runs at once
 SUMMED, COLUMNS = 128, 16  # partial sums of weight and bias that are added at a time, and of how many columns
 
@@ -26,14 +26,14 @@ SUMMED, COLUMNS = 128, 16  # partial sums of weight and bias that are added at a
 def row(x, r, UNIT: tl.constexpr):
     """Pointers to the first elements of rows r of x, given as its pointer and its rows' stride in units of so many elements:
     then it is known which accesses are aligned."""
-    return x[0] + r * x[1] * UNIT
+    return x[0] + r[:, None] * x[1] * UNIT
 
 
 @triton.jit
 def centred(h, mean, inside, C: tl.constexpr):
     """h - mean less its own mean, 0 outside. The mean is a number that rounding took away from that of h: of a large one the
     second step takes the rest."""
-    d = tl.where(inside, h - mean, 0.0)
+    d = tl.where(inside, h - mean[:, None], 0.0)
     return tl.where(inside, d - tl.sum(d, 1)[:, None] / C, 0.0)
 
 
@@ -44,14 +44,15 @@ def forward_kernel(
     C: tl.constexpr, COMPUTE: tl.constexpr, UNIT: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """x + residual is rounded to x's dtype and stored, for it is a result; the norm is of what was stored."""
-    i, c = tl.arange(0, HEIGHT)[:, None], tl.arange(0, WIDTH)[None, :]
+    i, c = tl.arange(0, HEIGHT), tl.arange(0, WIDTH)[None, :]
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + c, c < C).to(COMPUTE)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + c, c < C).to(COMPUTE)
     for tile in range(tl.program_id(0), tl.cdiv(R, HEIGHT), tl.num_programs(0)):
-        r = tl.cast(tile, tl.int64) * HEIGHT + i
-        inside = (r < R) & (c < C)
+        first = tl.cast(tile, tl.int64) * HEIGHT
+        r, here = first + i, i < remaining(first, R, HEIGHT)
+        inside = here[:, None] & (c < C)
         h = tl.load(row((x_ptr, x_stride), r, UNIT) + c, inside)
         if residual_ptr is not None:
             other = tl.load(row((residual_ptr, residual_stride), r, UNIT) + c, inside)
@@ -59,13 +60,13 @@ def forward_kernel(
             tl.store(row((total_ptr, C // UNIT), r, UNIT) + c, h, inside)
         h = h.to(COMPUTE)
 
-        mean = tl.sum(tl.where(inside, h, 0.0), 1)[:, None] / C
+        mean = tl.sum(tl.where(inside, h, 0.0), 1) / C
         d = centred(h, mean, inside, C)
-        rstd = reciprocal_deviation(tl.sum(d * d, 1)[:, None] / C, eps, COMPUTE)
-        tl.store(statistics_ptr + r, mean, r < R)
-        tl.store(statistics_ptr + R + r, rstd, r < R)
+        rstd = reciprocal_deviation(tl.sum(d * d, 1) / C, eps, COMPUTE)
+        tl.store(statistics_ptr + r, mean, here)
+        tl.store(statistics_ptr + R + r, rstd, here)
 
-        y = d * rstd
+        y = d * rstd[:, None]
         if weight_ptr is not None:
             y *= weight
         if bias_ptr is not None:
@@ -81,15 +82,17 @@ def backward_kernel(
 ):  # fmt: skip
     """dx = rstd (p - mean(p) - xhat mean(p xhat)) + dtotal with p = weight dy, and, in two planes (programs, C), the sums of
     xhat dy and of dy over the rows of a program; the pointer of what is not wanted is None."""
-    i, c = tl.arange(0, HEIGHT)[:, None], tl.arange(0, WIDTH)[None, :]
+    i, c = tl.arange(0, HEIGHT), tl.arange(0, WIDTH)[None, :]
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + c, c < C, 0.0).to(COMPUTE)
     dweight = tl.zeros((HEIGHT, WIDTH), COMPUTE)
     dbias = tl.zeros((HEIGHT, WIDTH), COMPUTE)
     for tile in range(tl.program_id(0), tl.cdiv(R, HEIGHT), tl.num_programs(0)):
-        r = tl.cast(tile, tl.int64) * HEIGHT + i
-        inside = (r < R) & (c < C)
-        mean, rstd = tl.load(statistics_ptr + r, r < R), tl.load(statistics_ptr + R + r, r < R, 0.0)
+        first = tl.cast(tile, tl.int64) * HEIGHT
+        r, here = first + i, i < remaining(first, R, HEIGHT)
+        inside = here[:, None] & (c < C)
+        mean = tl.load(statistics_ptr + r, here)
+        rstd = tl.load(statistics_ptr + R + r, here, 0.0)[:, None]
         h = tl.load(row((x_ptr, x_stride), r, UNIT) + c, inside).to(COMPUTE)
         p = tl.load(row((dy_ptr, dy_stride), r, UNIT) + c, inside, 0.0).to(COMPUTE)
         xhat = centred(h, mean, inside, C) * rstd
@@ -180,13 +183,14 @@ def plan(elements: int, **tensors: Tensor | None) -> tuple[int, dict[str, Any]]:
     r, c = x.numel() // x.shape[-1], x.shape[-1]
     unit = math.gcd(16, c, *(v.stride(0) for v in taken.values() if v is not None))
     compute, width, wanted = compute_dtype(x.dtype), power_of_2(c), PROGRAMS * processors(x.device)
-    elements //= 4 if compute == torch.float64 else 1
-    height = max(1, min(elements // width, power_of_2(r // wanted + 1) // 2))  # so that few rows keep all processors busy
+    cost = 4 if compute == torch.float64 else 1
+    height = max(1, min(elements // cost // width, power_of_2(r // wanted + 1) // 2))  # few rows keep all processors busy
+    tile = cost * height * width
     arguments = {
         **{f"{name}_ptr": v for name, v in taken.items()},
         **{f"{name}_stride": None if v is None else v.stride(0) // unit for name, v in taken.items()},
         "R": r, "C": c, "COMPUTE": TRITON_DTYPE[compute], "UNIT": unit, "HEIGHT": height, "WIDTH": width,
-        "num_warps": min(16, max(1, min(8, height * width // 256), 8 * height * width // elements)),
+        "num_warps": min(16, 8 * max(1, tile // elements)) if tile >= 2048 else max(1, tile // 512),
     }  # fmt: skip
     tiles = triton.cdiv(r, height)
     return triton.cdiv(tiles, triton.cdiv(tiles, wanted)), arguments  # of as many tiles each
