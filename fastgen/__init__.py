@@ -19,6 +19,8 @@ _HOME = {
     "load": "fastgen.run",
     "train_step": "fastgen.train",
     "disabled": "fastgen_kernels.dispatch",
+    "optimize": "fastgen.dropin",
+    "restore": "fastgen.dropin",
 }
 _MODULES = ("functional", "schedules", "samplers")
 

@@ -1,0 +1,22 @@
+"""What the mixins for residual and attention blocks have in common."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fastgen.dropin.swap import Swapped
+
+
+class Block(Swapped, nn.Module):
+    """A block whose forward is written anew."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # what the former class has
+
+    fuses: str  # for the report
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        """Why a module is left as it is; None where it is not."""
+        raise NotImplementedError

@@ -1,0 +1,150 @@
+"""The blocks of diffusers' UNets and autoencoders. They know their former class by its attributes alone: diffusers need not be
+installed. Whatever they are not made for goes to the former forward."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.dropin.block import Block
+from fastgen.dropin.norms import is_group_norm, normalize
+from fastgen.dropin.swap import overridden, plain
+from fastgen.functional import attention, attention_qkv
+from fastgen_kernels.layout import channels_last, like
+
+
+class ResnetBlock2D(Block):
+    """norm1 + SiLU; the time embedding + norm2 + SiLU; the sum of both branches, not divided where the divisor is 1."""
+
+    fuses = "norm1 + SiLU; time embedding + norm2 + SiLU; sum without division"
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        if not plain(module.nonlinearity, nn.SiLU):
+            return f"its activation is {type(module.nonlinearity).__name__}, not SiLU"
+        return _not_read(norm1=module.norm1, norm2=module.norm2)
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        embeds = temb is not None and self.time_emb_proj is not None
+        if self.obstacle(self) or (not embeds and (temb is not None or self.time_embedding_norm == "scale_shift")):
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        x, h = input_tensor, normalize(self.norm1, input_tensor, activation="silu")
+        for resample in (self.upsample, self.downsample):
+            if resample is not None:
+                x, h = resample(x), resample(h)
+        h = self.conv1(h)
+
+        options: dict[str, Tensor] = {}
+        if embeds:
+            emb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
+            if self.time_embedding_norm == "scale_shift":
+                options["scale"], options["shift"] = emb.chunk(2, dim=1)
+            else:
+                options["pre_bias"] = emb
+        h = normalize(self.norm2, h, activation="silu", **options)
+
+        h = self.conv2(self.dropout(h))
+        x = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return _divided(x + h, self.output_scale_factor)
+
+
+class Upsample2D(Block):
+    """In channels_last at any batch size: diffusers leaves it from 64 on, for PyTorch's kernel failed beyond 2³¹ elements."""
+
+    fuses = "channels_last at any batch size"
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        return "it is a transposed convolution" if module.use_conv_transpose else None
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        x = hidden_states
+        as_made = output_size is None and self.norm is None and self.interpolate and not self.use_conv_transpose
+        if not as_made or not channels_last(x) or 4 * x.numel() >= 2**31:
+            return super().forward(x, output_size, *args, **kwargs)
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if not self.use_conv:
+            return x
+        return self.conv(x) if self.name == "conv" else self.Conv2d_0(x)
+
+
+class Attention(Block):
+    """Its group norm without transposes; attention by the faster of kernels and SDPA, of q, k and v where they lie."""
+
+    fuses = "group_norm and attention in place"
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        processor = type(module.processor).__name__
+        if processor not in ("AttnProcessor2_0", "FusedAttnProcessor2_0"):
+            return f"its processor is {processor}"
+        for name in ("spatial_norm", "norm_cross", "norm_q", "norm_k"):
+            if getattr(module, name) is not None:
+                return f"it has a {name}"
+        if module.inner_kv_dim != module.inner_dim:
+            return "it has fewer heads of keys than of queries"
+        return None if module.group_norm is None else _not_read(group_norm=module.group_norm)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> Tensor:
+        unread = set(cross_attention_kwargs) <= {"temb"}  # for a spatial_norm
+        if attention_mask is not None or not unread or self.obstacle(self):
+            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
+        x = hidden_states
+        h = x if x.dim() == 3 else x.flatten(2).transpose(1, 2)  # [N, T, C]
+        if self.group_norm is not None:
+            h = normalize(self.group_norm, h.transpose(1, 2)).transpose(1, 2)
+
+        if type(self.processor).__name__ == "FusedAttnProcessor2_0" and encoder_hidden_states is None:
+            out = attention_qkv(self.to_qkv(h).transpose(1, 2), self.heads).transpose(1, 2)
+        else:
+            context = h if encoder_hidden_states is None else encoder_hidden_states
+            if type(self.processor).__name__ == "FusedAttnProcessor2_0":
+                projected = self.to_q(h), *self.to_kv(context).chunk(2, dim=2)
+            else:
+                projected = self.to_q(h), self.to_k(context), self.to_v(context)
+            q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in projected)  # [N, H, T, D]
+            out = attention(q, k, v).transpose(1, 2).flatten(2)
+
+        out = self.to_out[1](self.to_out[0](out))
+        out = out if x.dim() == 3 else out.transpose(1, 2).reshape(x.shape)
+        return _divided(out + x if self.residual_connection else out, self.rescale_output_factor)
+
+
+class Transformer2DModel(Block):
+    """Of images in channels_last, tokens are a view: diffusers makes contiguous images of them."""
+
+    fuses = "channels_last images as tokens without copies"
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        return None if module.is_input_continuous else "its input is no image"
+
+    def _get_output_for_continuous_inputs(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        def image(tokens: Tensor) -> Tensor:
+            return like(tokens.transpose(1, 2).reshape(batch_size, inner_dim, height, width), residual)
+
+        h = hidden_states
+        h = image(self.proj_out(h)) if self.use_linear_projection else self.proj_out(image(h))
+        return h + residual
+
+
+def _not_read(**norms: nn.Module) -> str | None:
+    """Why a norm's parameters are not to be read in its stead."""
+    for name, norm in norms.items():
+        if not is_group_norm(norm):
+            return f"its {name} is {type(norm).__name__}"
+        if reason := overridden(norm):
+            return f"its {name} is called: {reason}"
+    return None
+
+
+def _divided(x: Tensor, divisor: float) -> Tensor:
+    return x if divisor == 1 else x / divisor
