@@ -13,7 +13,9 @@ from fastgen.functional import (
     attention_qkv,
     denoising_loss,
     diffusion_loss,
+    geglu,
     group_norm,
+    layer_norm,
     noise_key,
     philox_normal,
     q_sample,
@@ -386,6 +388,54 @@ def _timestep_embedding(name: str, n: int, dim: int) -> Case:
     )
 
 
+def _layer_norm(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, affine: bool = True, residual: bool = False) -> Case:
+    """Under autocast: weight and bias in fp32. residual: with a skip connection, whose sum is a result."""
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        tensors = [torch.randn(shape, dtype=dtype, device=device) for _ in range(1 + residual)]
+        parameters = [torch.randn(shape[-1], device=device) for _ in range(2 * affine)]
+        return tuple(x.requires_grad_() for x in (*tensors, *parameters))
+
+    def ours(x: Tensor, *rest: Tensor) -> Outputs:
+        y = layer_norm(x, *rest[residual:], residual=rest[0] if residual else None)
+        return y if isinstance(y, tuple) else (y,)
+
+    def eager(x: Tensor, *rest: Tensor) -> Outputs:
+        total = x + rest[0] if residual else x
+        y = F.layer_norm(total.float(), shape[-1:], *rest[residual:]).to(dtype)  # which autocast makes of it
+        return (y, total) if residual else (y,)
+
+    of_x, small = _elements(shape) * dtype.itemsize, 8 * shape[-1] * affine
+    return Case(
+        "layer_norm",
+        f"{name} {_text(shape, dtype)}{' residual' * residual}{'' if affine else ' plain'}",
+        inputs,
+        ours,
+        eager,
+        forward=(4 if residual else 2) * of_x + small,
+        backward=(4 if residual else 3) * of_x + 2 * small,
+    )
+
+
+def _geglu(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
+    """shape: of the output."""
+
+    def eager(x: Tensor) -> Outputs:
+        value, gate = x.chunk(2, -1)
+        return (value * F.gelu(gate),)
+
+    bytes_of_one = _elements(shape) * dtype.itemsize
+    return Case(
+        "geglu",
+        f"{name} {_text(shape, dtype)}",
+        lambda device: (torch.randn(*shape[:-1], 2 * shape[-1], dtype=dtype, device=device).requires_grad_(),),
+        lambda x: (geglu(x),),
+        eager,
+        forward=3 * bytes_of_one,
+        backward=5 * bytes_of_one,
+    )
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -457,6 +507,21 @@ CASES = [
         for n, side in ((128, 8), (128, 16), (32, 32), (8, 64))
         for d in (32, 40, 64, 80, 128)
     ),
+    _layer_norm("small Transformer", (8, 256, 384), BF16, affine=False),
+    _layer_norm("small Transformer", (4, 256, 192), FP32, residual=True),
+    _layer_norm("SD UNet", (8, 4096, 320), BF16),
+    _layer_norm("SD UNet", (8, 4096, 320), BF16, residual=True),
+    _layer_norm("SD UNet", (8, 1024, 640), BF16, residual=True),
+    _layer_norm("SD UNet", (8, 256, 1280), BF16, residual=True),
+    _layer_norm("DiT", (64, 256, 1152), BF16, affine=False),
+    _layer_norm("DiT", (256, 256, 1152), BF16, residual=True),
+    _layer_norm("text", (64, 1024, 768), BF16, residual=True),
+    _layer_norm("text", (64, 1024, 768), FP32),
+    _geglu("small Transformer", (2, 64, 1536), FP32),
+    _geglu("SD UNet", (8, 4096, 1280), BF16),
+    _geglu("SD UNet", (8, 1024, 2560), BF16),
+    _geglu("SD UNet", (8, 256, 5120), BF16),
+    _geglu("text", (64, 1024, 3072), FP32),
     _timestep_embedding("UNet batch", 128, 128),
     _timestep_embedding("UNet batch", 512, 512),
     _to_x0("latents", (8, 4, 64, 64), FP32, gradient=True),

@@ -7,7 +7,9 @@ channels_last in gives channels_last out, and the arithmetic is in fp32 (fp64 fo
 from fastgen_kernels.attention import attention, attention_qkv
 from fastgen_kernels.denoising_loss import denoising_loss
 from fastgen_kernels.diffusion_loss import diffusion_loss
+from fastgen_kernels.geglu import geglu
 from fastgen_kernels.group_norm import group_norm
+from fastgen_kernels.layer_norm import layer_norm
 from fastgen_kernels.philox import at, fresh_key, noise_key, philox_normal, philox_uniform
 from fastgen_kernels.q_sample import q_sample
 from fastgen_kernels.reconstruction_nll import reconstruction_nll
@@ -23,7 +25,9 @@ __all__ = [
     "denoising_loss",
     "diffusion_loss",
     "fresh_key",
+    "geglu",
     "group_norm",
+    "layer_norm",
     "noise_key",
     "philox_normal",
     "philox_uniform",

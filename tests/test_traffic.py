@@ -36,12 +36,16 @@ EXCEPTIONS = {
     ("group_norm", "autoencoder 1x64x64x64 float32 channels_last", "forward"): 1.58,
     ("group_norm", "autoencoder 1x64x64x64 float32 channels_last", "backward"): 1.77,
     ("group_norm", "autoencoder 1x128x48x48 bfloat16 residual", "backward"): 1.51,
+    # A program has 4 rows, of a column 16 numbers: to them come those of weight and bias, in backward of weight and of two sums,
+    # which are read once more.
+    ("layer_norm", "small Transformer 4x256x192 float32 residual", "forward"): 1.14,
+    ("layer_norm", "small Transformer 4x256x192 float32 residual", "backward"): 1.33,
 }
 
 
 # How often the bytes of ours eager moves, at the least.
 GAINS = {"reparameterize_kl": 6}
-LAUNCHES = {"group_norm": 4}  # at the most
+LAUNCHES = {"group_norm": 4, "layer_norm": 2}  # at the most
 SMALL = [case for case in CASES if case in small(case.op)]
 
 

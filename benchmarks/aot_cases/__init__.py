@@ -1,6 +1,6 @@
 """Calls of the ops' launchers that between them reach every configuration: what benchmarks.aot compiles."""
 
-from benchmarks.aot_cases import attention, group_norm, losses, sampling, vae
+from benchmarks.aot_cases import attention, group_norm, losses, sampling, transformer, vae
 from benchmarks.aot_cases.launch import Launch
 
 __all__ = ["LAUNCHES", "Launch"]
@@ -17,4 +17,6 @@ LAUNCHES = [
     *sampling.sampler_step(),
     *group_norm.group_norm(),
     *attention.attention(),
+    *transformer.layer_norm(),
+    *transformer.geglu(),
 ]

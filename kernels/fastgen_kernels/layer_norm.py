@@ -1,0 +1,155 @@
+"""Layer normalization, and the addition that comes before it in a transformer block:
+
+    y = (h - mean) / sqrt(var + eps) * weight + bias,   h = x + residual
+
+    mean and biased variance over the last dimension
+
+Source: Ba, Kiros & Hinton, arXiv:1607.06450, equation 4.
+"""
+
+import math
+from typing import Any, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgen_kernels.checks import check_device, check_float, check_shape
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.layout import compute_dtype
+from fastgen_kernels.library import define
+
+
+@overload
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, residual: None = None
+) -> Tensor: ...
+
+
+@overload
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, residual: Tensor
+) -> tuple[Tensor, Tensor]: ...
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y = (x + residual - mean) · rstd · weight + bias, of x's shape and dtype, contiguous.
+
+    x: (..., C), any strides.
+    weight, bias: (C,), 1 and 0 where absent.
+    residual: x's shape. With it the result is (y, x + residual), the sum with which the next block goes on.
+
+    All are floats. The statistics and the affine part are in fp32, in fp64 for fp64 x; x and residual are added in x's dtype.
+    Autocast has no effect.
+
+    Raises TypeError for dtypes that are not floats, ValueError for shapes that do not fit.
+    """
+    check_float("layer_norm", x=x, weight=weight, bias=bias, residual=residual)
+    if x.dim() == 0:
+        raise ValueError("layer_norm: x must be (..., C), got a scalar")
+    check_shape("layer_norm", x.shape[-1:], "(C,)", weight=weight, bias=bias)
+    check_shape("layer_norm", x.shape, "of x", residual=residual)
+    check_device("layer_norm", x.device, "of x", weight=weight, bias=bias, residual=residual)
+
+    if use_triton(x) and _held(x.shape[-1], x.dtype):
+        y, total, _ = _layer_norm(x, residual, weight, bias, eps)
+        return y if residual is None else (y, total)
+    return layer_norm_reference(x, weight, bias, eps, residual)
+
+
+def layer_norm_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    total = x if residual is None else (x + residual.to(x.dtype)).contiguous()
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            y = _normalize(total, weight, bias, eps)
+    else:
+        y = _normalize(total, weight, bias, eps)
+    return y if residual is None else (y, total)
+
+
+def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """F.layer_norm, but weight and bias may be of other dtypes than x, and their gradients are summed in fp32."""
+    h, compute = x, compute_dtype(x.dtype)
+    given = [p for p in (weight, bias) if p is not None]
+    mixed = any(p.dtype != x.dtype for p in given)
+    # The CPU's kernel alone takes bf16 x with fp32 weight; but it sums the gradients of weight and bias in bf16, which over
+    # 4,096 rows makes them wrong by a seventh (torch 2.13).
+    if (mixed and x.device.type != "cpu") or (torch.is_grad_enabled() and any(p.requires_grad for p in given)):
+        h = x.to(compute)
+    if mixed or h is not x:
+        weight, bias = (None if p is None else p.to(compute) for p in (weight, bias))
+    return F.layer_norm(h, x.shape[-1:], weight, bias, eps).to(x.dtype).contiguous()
+
+
+def _held(c: int, dtype: torch.dtype) -> bool:
+    """Whether the registers of one program hold a row in backward, without spills: fewer where it is read element by element."""
+    return c <= 8192 // (4 if dtype == torch.float64 else 1) // (2 if c % 8 else 1)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from fastgen_kernels.layer_norm_triton import forward
+
+    return forward(*arguments)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from fastgen_kernels.layer_norm_triton import backward
+
+    return backward(*arguments)
+
+
+def _fake_forward(x: Tensor, residual: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """An op has a fixed number of outputs: without a residual the second is of no elements. The third are the statistics."""
+    total = x.new_empty(0 if residual is None else x.shape)
+    return x.new_empty(x.shape), total, x.new_empty((2, math.prod(x.shape[:-1])), dtype=compute_dtype(x.dtype))
+
+
+def _fake_backward(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor | None, statistics: Tensor, *dtypes: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = x.shape, x.shape[-1:], x.shape[-1:]
+    dx, dweight, dbias = (
+        x.new_empty(0) if dtype is None else x.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+    return dx, dweight, dbias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, residual, weight, bias, _ = inputs
+    _, total, statistics = output
+    ctx.save_for_backward(x if residual is None else total, weight, statistics)
+    ctx.dtypes = [None if p is None else p.dtype for p in (x, residual, weight, bias)]
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    of_x, of_residual, of_weight, of_bias = ctx.dtypes
+    needs_x, needs_residual, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    dtotal = None if of_residual is None else dtotal  # of no elements
+    dx, dweight, dbias = dtotal, None, None
+    if dy is not None:
+        wanted = needs_x or needs_residual, needs_weight, needs_bias
+        dtypes = [dtype if want else None for dtype, want in zip((of_x, of_weight, of_bias), wanted, strict=True)]
+        made = _layer_norm_backward(dy, dtotal, *ctx.saved_tensors, *dtypes)
+        dx, dweight, dbias = (grad if want else None for grad, want in zip(made, wanted, strict=True))
+    dresidual = dx.to(of_residual) if needs_residual and dx is not None else None
+    return dx if needs_x else None, dresidual, dweight, dbias, None
+
+
+_layer_norm_backward = define(
+    "layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor? weight, Tensor statistics,"
+    " ScalarType? of_x, ScalarType? of_weight, ScalarType? of_bias) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_layer_norm = define(
+    "layer_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradients,
+)
