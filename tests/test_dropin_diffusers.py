@@ -108,6 +108,18 @@ def test_saved_for_diffusers_and_loaded_by_it(build, tmp_path):
     assert_close({"output": plain(*arguments)[0]}, {"output": model(*arguments)[0]}, 1e-5)
 
 
+def test_transformer_blocks():
+    model, arguments = make(text_unet)
+    kinds = {entry.kind for entry in fastgen.optimize(model).changed}
+    assert {"BasicTransformerBlock", "GEGLU", "Attention", "Transformer2DModel"} <= kinds
+    with torch.no_grad():
+        expected = model(*arguments)[0]
+        for block in model.modules():
+            if type(block).__name__ == "BasicTransformerBlock":
+                block.set_chunk_feed_forward(64, 1)  # goes to diffusers' own forward
+        torch.testing.assert_close(model(*arguments)[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_a_module_is_an_instance_of():
     model, _ = make(unet)
     classes = {name: type(module) for name, module in model.named_modules()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastgen.dropin.block import Block
 from fastgen.dropin.norms import is_group_norm, normalize
 from fastgen.dropin.swap import overridden, plain
-from fastgen.functional import attention, attention_qkv
+from fastgen.functional import attention, attention_qkv, geglu, layer_norm
 from fastgen_kernels.layout import channels_last, like
 
 
@@ -134,6 +134,73 @@ class Transformer2DModel(Block):
         h = hidden_states
         h = image(self.proj_out(h)) if self.use_linear_projection else self.proj_out(image(h))
         return h + residual
+
+
+class BasicTransformerBlock(Block):
+    """Each sum is made by the layer norm that reads it."""
+
+    fuses = "sum + LayerNorm"
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        if module.norm_type != "layer_norm" or module.pos_embed is not None:
+            return f"its norms are {module.norm_type}" if module.pos_embed is None else "it has a positional embedding"
+        for name in ("norm1", "norm2", "norm3") if module.attn2 is not None else ("norm1", "norm3"):
+            norm = getattr(module, name)
+            if not plain(norm, nn.LayerNorm):
+                return f"its {name} is {type(norm).__name__}, or called: {overridden(norm)}"
+        return None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Any = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        x, options = hidden_states, cross_attention_kwargs or {}
+        if {"gligen", "scale"} & set(options) or self._chunk_size is not None or x.dim() != 3 or self.obstacle(self):
+            return super().forward(
+                x,
+                attention_mask,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                timestep,
+                cross_attention_kwargs,
+                *args,
+                **kwargs,
+            )
+        context = encoder_hidden_states if self.only_cross_attention else None
+        h = _layer_norm(self.norm1, x)
+        h = self.attn1(h, encoder_hidden_states=context, attention_mask=attention_mask, **options)
+        if self.attn2 is not None:
+            h, x = _layer_norm(self.norm2, h, residual=x)
+            h = self.attn2(h, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **options)
+        h, x = _layer_norm(self.norm3, h, residual=x)
+        return self.ff(h) + x
+
+
+class GEGLU(Block):
+    """Both halves of the projection are read where they lie."""
+
+    fuses = "geglu"
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        return None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs:
+            return super().forward(hidden_states, *args, **kwargs)
+        return geglu(self.proj(hidden_states))
+
+
+def _layer_norm(module: Any, x: Tensor, **options: Any) -> Any:
+    return layer_norm(x, module.weight, module.bias, module.eps, **options)
 
 
 def _not_read(**norms: nn.Module) -> str | None:

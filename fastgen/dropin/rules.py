@@ -15,6 +15,8 @@ BLOCKS = {
     "diffusers.models.resnet.ResnetBlock2D": diffusers_blocks.ResnetBlock2D,
     "diffusers.models.upsampling.Upsample2D": diffusers_blocks.Upsample2D,
     "diffusers.models.attention_processor.Attention": diffusers_blocks.Attention,
+    "diffusers.models.attention.BasicTransformerBlock": diffusers_blocks.BasicTransformerBlock,
+    "diffusers.models.activations.GEGLU": diffusers_blocks.GEGLU,
     "diffusers.models.transformers.transformer_2d.Transformer2DModel": diffusers_blocks.Transformer2DModel,
 }
 OUTPUTS = {
