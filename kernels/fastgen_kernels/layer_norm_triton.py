@@ -93,7 +93,7 @@ def backward_kernel(
         inside = here[:, None] & (c < C)
         mean = tl.load(statistics_ptr + r, here)
         rstd = tl.load(statistics_ptr + R + r, here, 0.0)[:, None]
-        h = tl.load(row((x_ptr, x_stride), r, UNIT) + c, inside).to(COMPUTE)
+        h = tl.load(row((x_ptr, x_stride), r, UNIT) + c, inside)
         p = tl.load(row((dy_ptr, dy_stride), r, UNIT) + c, inside, 0.0).to(COMPUTE)
         xhat = centred(h, mean, inside, C) * rstd
         dweight += xhat * p
