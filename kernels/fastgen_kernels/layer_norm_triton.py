@@ -190,7 +190,7 @@ def plan(elements: int, **tensors: Tensor | None) -> tuple[int, dict[str, Any]]:
         **{f"{name}_ptr": v for name, v in taken.items()},
         **{f"{name}_stride": None if v is None else v.stride(0) // unit for name, v in taken.items()},
         "R": r, "C": c, "COMPUTE": TRITON_DTYPE[compute], "UNIT": unit, "HEIGHT": height, "WIDTH": width,
-        "num_warps": min(16, 8 * max(1, tile // elements)) if tile >= 2048 else max(1, tile // 512),
+        "num_warps": 8 * max(1, tile // elements) if tile >= 2048 else max(1, tile // 512),
     }  # fmt: skip
     tiles = triton.cdiv(r, height)
     return triton.cdiv(tiles, triton.cdiv(tiles, wanted)), arguments  # of as many tiles each
