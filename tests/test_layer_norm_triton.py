@@ -52,7 +52,7 @@ def inputs(shape, dtype=torch.float32, layout="contiguous", options=OPTIONS, par
 def small(monkeypatch):
     """As on a GPU of few processors, with small tiles: then few rows take several programs, tiles and rounds."""
     monkeypatch.setattr(kernels, "processors", lambda device: 1)
-    for name, value in (("FORWARD", 64), ("BACKWARD", 32), ("SUMMED", 1), ("COLUMNS", 4)):
+    for name, value in (("FORWARD", 64), ("BACKWARD", 32), ("PROGRAMS", 3), ("SUMMED", 2), ("COLUMNS", 8)):
         monkeypatch.setattr(kernels, name, value)
 
 
@@ -109,9 +109,9 @@ def test_parameters_in_fp32(small, dtype):
 @interpreter_only  # a GPU's reductions may take another order
 @pytest.mark.kill
 def test_wider_parameters_do_not_widen_the_arithmetic():
-    """weight and bias, of fp32's values, in fp64: the same results, bit for bit."""
-    x, weight, bias, _ = inputs((5, 7), options=OPTIONS[:2])
-    doubled = (p.detach().double().requires_grad_() for p in (weight, bias))
+    """weight and bias in fp64, almost of fp32's values: the same results, bit for bit."""
+    x, weight, bias, _ = inputs((5, 17), options=OPTIONS[:2])
+    doubled = (((1 + 2.0**-26) * p.detach().double()).requires_grad_() for p in (weight, bias))
     ours, expected = results(op, x, *doubled), results(op, x, weight, bias)
     torch.testing.assert_close(ours, expected, rtol=0, atol=0, check_dtype=False)
 
@@ -279,27 +279,32 @@ def test_empty(shape):
 
 @pytest.mark.kill
 @pytest.mark.parametrize(
-    ("rows", "c", "dtype", "tiles", "height"),
+    ("rows", "c", "dtype", "heights", "programs", "warps"),
     [
-        (2**22, 1, torch.float32, (8192, 4096), None),  # as many rows as a tile holds
-        (32768, 320, torch.float32, (16, 8), (256, 256)),
-        (2048, 1280, torch.float32, (4, 2), (256, 256)),
-        (65536, 1280, torch.float64, (1, 1), (264, 264)),
-        (2**22, 2, torch.float64, (1024, 512), None),
-        (300, 8, torch.float32, (1, 1), (150, 150)),  # all processors are kept busy
-        (527, 8, torch.float32, (1, 1), (264, 264)),
-        (528, 8, torch.float32, (2, 2), (264, 264)),
-        (3 * 264, 8, torch.float32, (2, 2), (198, 198)),  # tiles come out even
-        (5, 8192, torch.float32, (1, 1), (5, 5)),
+        (32768, 320, torch.float32, (16, 8), (256, 256), (8, 8)),
+        (2048, 1280, torch.float32, (4, 2), (256, 256), (8, 8)),
+        (2**24, 1, torch.float32, (8192, 4096), (256, 256), (8, 8)),  # as many rows as a tile holds
+        (2**22, 2, torch.float64, (1024, 512), (256, 256), (8, 8)),
+        (65536, 1280, torch.float64, (1, 1), (264, 264), (8, 16)),  # rows longer than a tile
+        (5, 8192, torch.float32, (1, 1), (5, 5), (8, 16)),
+        (5, 2048, torch.float64, (1, 1), (5, 5), (8, 16)),
+        (2 * 264, 1024, torch.float32, (2, 2), (264, 264), (8, 8)),
+        (264, 1000, torch.float32, (1, 1), (264, 264), (2, 2)),
+        (264, 512, torch.float32, (1, 1), (264, 264), (1, 1)),
+        (300, 8, torch.float32, (1, 1), (150, 150), (1, 1)),  # all processors are kept busy
+        (527, 8, torch.float32, (1, 1), (264, 264), (1, 1)),
+        (528, 8, torch.float32, (2, 2), (264, 264), (1, 1)),
+        (3 * 264, 8, torch.float32, (2, 2), (198, 198), (1, 1)),  # tiles come out even
+        (3 * 264 + 1, 8, torch.float32, (2, 2), (199, 199), (1, 1)),
     ],
 )
-def test_plan(rows, c, dtype, tiles, height):
-    """On an H200: rows of a tile, and programs, forward and backward."""
+def test_plan(rows, c, dtype, heights, programs, warps):
+    """On an H200: rows of a tile, programs, and warps, forward and backward."""
     x = torch.empty(rows, c, dtype=dtype, device="meta")
     made = [kernels.plan(elements, x=x) for elements in (kernels.FORWARD, kernels.BACKWARD)]
-    assert tuple(constants["HEIGHT"] for _, constants in made) == tiles
-    if height is not None:
-        assert tuple(programs for programs, _ in made) == height
+    assert tuple(constants["HEIGHT"] for _, constants in made) == heights
+    assert tuple(n for n, _ in made) == programs
+    assert tuple(constants["num_warps"] for _, constants in made) == warps
 
 
 @pytest.mark.kill
@@ -315,7 +320,7 @@ def test_units_of_strides():
 @pytest.mark.kill
 @pytest.mark.parametrize(
     ("shape", "layout", "options"),
-    [((5, 12), "contiguous", OPTIONS), ((7, 12), "row_gap", ("weight", "bias")), ((6, 16), "contiguous", ())],
+    [((11, 12), "contiguous", OPTIONS), ((7, 12), "row_gap", ("weight", "bias")), ((6, 16), "contiguous", ())],
 )
 def test_sound(small, shape, layout, options):
     assert_sound(op, *inputs(shape, layout=layout, options=options))

@@ -93,7 +93,7 @@ def backward_kernel(
         inside = here[:, None] & (c < C)
         mean = tl.load(statistics_ptr + r, here)
         rstd = tl.load(statistics_ptr + R + r, here, 0.0)[:, None]
-        h = tl.load(row((x_ptr, x_stride), r, UNIT) + c, inside).to(COMPUTE)
+        h = tl.load(row((x_ptr, x_stride), r, UNIT) + c, inside)
         p = tl.load(row((dy_ptr, dy_stride), r, UNIT) + c, inside, 0.0).to(COMPUTE)
         xhat = centred(h, mean, inside, C) * rstd
         dweight += xhat * p
@@ -190,7 +190,7 @@ def plan(elements: int, **tensors: Tensor | None) -> tuple[int, dict[str, Any]]:
         **{f"{name}_ptr": v for name, v in taken.items()},
         **{f"{name}_stride": None if v is None else v.stride(0) // unit for name, v in taken.items()},
         "R": r, "C": c, "COMPUTE": TRITON_DTYPE[compute], "UNIT": unit, "HEIGHT": height, "WIDTH": width,
-        "num_warps": min(16, 8 * max(1, tile // elements)) if tile >= 2048 else max(1, tile // 512),
+        "num_warps": 8 * max(1, tile // elements) if tile >= 2048 else max(1, tile // 512),
     }  # fmt: skip
     tiles = triton.cdiv(r, height)
     return triton.cdiv(tiles, triton.cdiv(tiles, wanted)), arguments  # of as many tiles each
