@@ -8,7 +8,7 @@ from fastgen.functional import at, noise_key, philox_normal, q_sample
 from fastgen.objectives import TIMES
 from fastgen.schedules import SCHEDULES
 
-COMBINATIONS = [(s, p) for s in SCHEDULES for p in PREDICTIONS if (s, p) != ("rectified_flow", "eps")]
+COMBINATIONS = [(s, p) for s in SCHEDULES for p in PREDICTIONS if p != "eps" or not SCHEDULES[s]().zero_terminal_snr]
 
 
 class Oracle(nn.Module):
