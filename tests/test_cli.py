@@ -415,7 +415,10 @@ def test_the_run_may_come_last(runs, done):
         ("vae --guidance 2", "guidance: expected 1, since the model has no classes, got 2.0"),
         ("unlabelled --guidance 2", "guidance: expected 1, since the model has no classes, got 2.0"),
         ("labelled --guidance nan", "guidance: expected a finite number, got nan"),
-        ("labelled --sampler EULR", "sampler: expected one of ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, unipc, got 'EULR'; did you mean euler?"),
+        (
+            "labelled --sampler EULR",
+            "sampler: expected one of ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, unipc, got 'EULR'; did you mean euler?",
+        ),
         ("labelled --steps 0", "steps: expected a whole number >= 1, got 0"),
         ("labelled --n 0", "n: expected a whole number >= 1, got 0"),
         ("labelled --batch-size 0", "batch_size: expected a whole number >= 1, got 0"),

@@ -44,7 +44,9 @@ def test_the_key_alone_makes_the_noise(sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_callback_sees_every_step_and_the_last_is_the_result(sampler):
     seen = []
-    x0 = SAMPLERS[sampler](ideal(), torch.randn(2, 2), uniform_times(5), callback=lambda i, x, x0_hat: seen.append((i, x, x0_hat)))
+    x0 = SAMPLERS[sampler](
+        ideal(), torch.randn(2, 2), uniform_times(5), callback=lambda i, x, x0_hat: seen.append((i, x, x0_hat))
+    )
     assert [i for i, _, _ in seen] == list(range(5))
     assert torch.equal(seen[-1][1], x0)
     assert all(x0_hat.abs().max() < 3 for _, _, x0_hat in seen)

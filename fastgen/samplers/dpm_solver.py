@@ -30,9 +30,7 @@ def dpmpp_2m_sde(
     b = g.alpha_next * (1 - g.ratio * kept)
     c = -b * _extrapolation(g.ratio)
     s = g.sigma_next * (1 - kept**2).sqrt()
-    return run(
-        denoise, x, times, g.sigma_next / g.sigma * kept, b - c, c, s if eta > 0 else None, key=key, callback=callback
-    )
+    return run(denoise, x, times, g.sigma_next / g.sigma * kept, b - c, c, s if eta > 0 else None, key=key, callback=callback)
 
 
 def _extrapolation(ratio: Tensor) -> Tensor:

@@ -10,9 +10,7 @@ from fastgen.schedules import Schedule
 
 
 @checked
-def unipc(
-    denoise, x: Tensor, times: Tensor, *, order: int = 2, key: Tensor | None = None, callback: Callback = ignore
-) -> Tensor:
+def unipc(denoise, x: Tensor, times: Tensor, *, order: int = 2, key: Tensor | None = None, callback: Callback = ignore) -> Tensor:
     """UniPC of order 1, 2 or 3 for data prediction, with B(h) = e^h - 1, "bh2" (Zhao et al. 2023, arXiv:2302.04867, algorithms 1
     and 2). Its first steps are of lower order, and so are its last ones where they end without noise. Deterministic: key is not
     used.
