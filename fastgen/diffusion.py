@@ -50,7 +50,7 @@ def _flow(alpha: Tensor, sigma: Tensor) -> Preconditioning:
 
 
 def _edm(alpha: Tensor, sigma: Tensor) -> Preconditioning:
-    """Input and target of unit variance (Karras et al. 2022, arXiv:2206.00364, table 1), on any schedule: theirs in x_t / alpha."""
+    """Input and target of unit variance (Karras et al. 2022, arXiv:2206.00364, table 1), in x_t / alpha on any schedule."""
     deviation = (sigma**2 + (SIGMA_DATA * alpha) ** 2).sqrt()  # of x_t
     return Preconditioning(1 / deviation, alpha * (SIGMA_DATA / deviation) ** 2, sigma * SIGMA_DATA / deviation)
 
@@ -72,7 +72,7 @@ def _p2(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
 
 
 def _edm_weight(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
-    """(sigma² + sigma_data²) / (sigma · sigma_data)² on the error of x0, sigma being sigma / alpha here: 1 on EDM's own prediction
+    """(sigma² + sigma_data²) / (sigma · sigma_data)² on the error of x0, where sigma is sigma / alpha: 1 on EDM's own prediction
     (Karras et al. 2022, arXiv:2206.00364, table 1)."""
     return (schedule.log_snr(t).exp() + SIGMA_DATA**-2) * c_out**2
 

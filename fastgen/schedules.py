@@ -65,9 +65,9 @@ class RectifiedFlow:
 class EDM:
     """alpha = 1, sigma from 0 to sigma_max (Karras et al. 2022, arXiv:2206.00364, table 1).
 
-    sigma(t) = sigma_min · ((1 + r·t)^rho - 1), with r such that sigma(1) = sigma_max: the paper's curve of time steps (eq. 5) less
-    its sigma_min, so that t = 0 is clean and the curve runs through 0 smoothly and has an inverse. So uniform times are nearly the
-    paper's grid (`samplers.karras_times` is that grid to the digit), and t is to a network what the paper's log(sigma) / 4 is.
+    sigma(t) = sigma_min · ((1 + r·t)^rho - 1), with r such that sigma(1) = sigma_max: the paper's curve of time steps (eq. 5)
+    less its sigma_min, so that t = 0 is clean and the curve is smooth and has an inverse from end to end. Uniform times are then
+    nearly the paper's grid (`samplers.karras_times` is that grid itself), and a network reads t for the paper's log(sigma) / 4.
     """
 
     zero_terminal_snr = False

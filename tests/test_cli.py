@@ -417,7 +417,8 @@ def test_the_run_may_come_last(runs, done):
         ("labelled --guidance nan", "guidance: expected a finite number, got nan"),
         (
             "labelled --sampler EULR",
-            "sampler: expected one of ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, unipc, got 'EULR'; did you mean euler?",
+            "sampler: expected one of ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, unipc, got 'EULR';"
+            " did you mean euler?",
         ),
         ("labelled --steps 0", "steps: expected a whole number >= 1, got 0"),
         ("labelled --n 0", "n: expected a whole number >= 1, got 0"),

@@ -1,6 +1,7 @@
 """Each sampler against diffusers' scheduler and against the rules of the papers in k-diffusion's form, on the same network."""
 
 import importlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -155,14 +156,14 @@ LEVELS = [*SIGMAS.tolist(), 0.0]
 
 
 def k_euler(D, x):
-    for s, n in zip(LEVELS, LEVELS[1:], strict=False):
+    for s, n in pairwise(LEVELS):
         x = x + (n - s) * (x - D(x, s)) / s
     return x
 
 
 def k_heun(D, x, churn=0.0, low=0.0, high=float("inf"), s_noise=1.0):
     """Karras et al. 2022, algorithm 2."""
-    for i, (s, n) in enumerate(zip(LEVELS, LEVELS[1:], strict=False)):
+    for i, (s, n) in enumerate(pairwise(LEVELS)):
         gamma = min(churn / (len(LEVELS) - 1), 2**0.5 - 1) if low <= s <= high else 0.0
         hat = s * (1 + gamma)
         x = x + (hat**2 - s**2) ** 0.5 * s_noise * noise(i, x.shape)
@@ -175,7 +176,7 @@ def k_heun(D, x, churn=0.0, low=0.0, high=float("inf"), s_noise=1.0):
 
 
 def k_euler_ancestral(D, x, eta=1.0):
-    for i, (s, n) in enumerate(zip(LEVELS, LEVELS[1:], strict=False)):
+    for i, (s, n) in enumerate(pairwise(LEVELS)):
         up = min(n, eta * (n**2 * (s**2 - n**2) / s**2) ** 0.5)
         down = (n**2 - up**2) ** 0.5
         x = x + (down - s) * (x - D(x, s)) / s + up * noise(i, x.shape)
@@ -185,7 +186,7 @@ def k_euler_ancestral(D, x, eta=1.0):
 def k_dpmpp_2m(D, x):
     """Lu et al. 2022b, algorithm 2, with t = -ln(sigma)."""
     old, h_last = None, None
-    for s, n in zip(LEVELS, LEVELS[1:], strict=False):
+    for s, n in pairwise(LEVELS):
         x0 = D(x, s)
         if n == 0:
             return x0
@@ -197,7 +198,7 @@ def k_dpmpp_2m(D, x):
 
 def k_dpmpp_2m_sde(D, x, eta=1.0):
     old, h_last = None, None
-    for i, (s, n) in enumerate(zip(LEVELS, LEVELS[1:], strict=False)):
+    for i, (s, n) in enumerate(pairwise(LEVELS)):
         x0 = D(x, s)
         if n == 0:
             return x0

@@ -23,9 +23,9 @@ def heun(
     key: Tensor | None = None,
     callback: Callback = ignore,
 ) -> Tensor:
-    """Algorithm 1 of Karras et al. 2022, arXiv:2206.00364, and with churn > 0 its algorithm 2, in x/alpha, where the paper's sigma
-    is sigma/alpha. churn, churn_min, churn_max and churn_noise are S_churn, S_tmin, S_tmax and S_noise. A step goes back no
-    further than to t = 1. A step to no noise, or from sigma/alpha above 1000, is Euler's and has one evaluation.
+    """Karras et al. 2022, arXiv:2206.00364, algorithm 1, and with churn > 0 algorithm 2, in x/alpha, where the paper's sigma is
+    sigma/alpha. churn, churn_min, churn_max and churn_noise are S_churn, S_tmin, S_tmax and S_noise. A step goes back no further
+    than to t = 1. A step to no noise, or from sigma/alpha above 1000, is Euler's and has one evaluation.
 
     Raises ValueError for numbers below 0 and for churn and churn_noise that are not finite.
     """

@@ -1,6 +1,7 @@
 """What the samplers share: the schedule at their steps, the loop over steps of one evaluation, and the checks around both."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -106,6 +107,6 @@ def reads(x: Tensor) -> bool:
 
 
 def _check_falling(times: list[float]) -> None:
-    for i, (t, after) in enumerate(zip(times, times[1:], strict=False)):
+    for i, (t, after) in enumerate(itertools.pairwise(times)):
         if not 1 >= t > after >= 0:
             raise ValueError(f"times: expected numbers in [0, 1], each below the one before, got {t:.6g}, {after:.6g} at {i}")
