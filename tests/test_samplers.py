@@ -1,4 +1,4 @@
-"""What every sampler does alike: batches, callbacks, dtypes, end points, bad input. What they draw is in test_oracle_samplers.py."""
+"""What every sampler does alike: batches, callbacks, dtypes, end points, bad input. test_oracle_samplers.py: what they draw."""
 
 import math
 
@@ -231,7 +231,7 @@ def test_bad_options_are_named(sampler, options, message):
     ],
 )
 def test_times_that_do_not_fall_are_named(sampler, times, message):
-    with pytest.raises(ValueError, match="^times: expected") as error:
+    with pytest.raises(ValueError, match=r"^times: expected") as error:
         SAMPLERS[sampler](ideal(), torch.randn(1, 2), torch.tensor(times))
     assert str(error.value) == f"times: expected {message}"
 

@@ -126,7 +126,7 @@ def test_bad_input_is_named():
     for steps in (0, -5, 1.5):
         with pytest.raises(ValueError, match=f"steps: expected a whole number >= 1, got {steps}"):
             schedules.linear(steps)
-    with pytest.raises(ValueError, match="sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, got 2.0, 1.0"):
+    with pytest.raises(ValueError, match=r"sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, got 2.0, 1.0"):
         schedules.EDM(2.0, 1.0)
     with pytest.raises(ValueError, match="rho: expected a finite number > 0, got 0"):
         schedules.EDM(rho=0)

@@ -19,7 +19,8 @@ def unipc(denoise, x: Tensor, times: Tensor, *, order: int = 2, key: Tensor | No
     """
     expect("order", order, order in (1, 2, 3), "1, 2 or 3")
     predictor, corrector = _coefficients(denoise.schedule, times, order)
-    start, x0_hats = x, []  # where the last step began, and the latest x0_hats, the newest first
+    start = x  # where the last step began
+    x0_hats: list[Tensor] = []  # the latest, the newest first
     for i in range(len(times) - 1):
         x0_hat = denoise(x, times[i])
         if i > 0:  # the step that led here, again with what it led to
@@ -62,7 +63,7 @@ def _coefficients(schedule: Schedule, times: Tensor, order: int) -> tuple[Tensor
         zero = torch.zeros_like(h)
         one, two, three = ([*c, *[zero] * (3 - len(c))] for c in by_order)
         c = [torch.where(order_of == 1, a, torch.where(order_of == 2, b, c)) for a, b, c in zip(one, two, three, strict=True)]
-        c.insert(place, 1 - sum(c))
+        c.insert(place, 1 - torch.stack(c).sum(0))
         w = [g.alpha_next * (1 - g.ratio) * weight for weight in c]
         pairs = [[g.sigma_next / g.sigma, w[0], w[1], zero], [torch.ones_like(h), w[2], w[3], zero]]
         return torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1)
