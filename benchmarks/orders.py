@@ -4,6 +4,7 @@ Writes docs/samplers.md, a table, and docs/samplers.png, a plot, in about a minu
 whose ideal denoiser, probability flow and distribution are known (tests/oracles.py).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from fastgen.functional import noise_key
 from fastgen.samplers import SAMPLERS, karras_times
 from fastgen.schedules import SCHEDULES
-from tests.oracles import MIXTURE, IdealDenoiser, Mixture, flow, marginal
+from tests.oracles import DATA, IdealDenoiser, Mixture, flow, marginal
 
 
 class Solver(NamedTuple):
@@ -40,16 +41,20 @@ SOLVERS = {
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def errors(solver: str, data: Mixture, schedule, start: float, end: float, steps: Sequence[int]) -> dict[int, float]:
+@functools.cache
+def problem(data: str, schedule: str, start: float, end: float) -> tuple[IdealDenoiser, Tensor, Tensor]:
+    """An ideal denoiser, samples at t = start, and where the exact flow takes them at t = end."""
+    denoise = IdealDenoiser(DATA[data], SCHEDULES[schedule]())
+    x = marginal(denoise.data, denoise.schedule, 30, start)
+    return denoise, x, flow(denoise.data, denoise.schedule, x, start, end)
+
+
+def errors(solver: str, data: str, schedule: str, start: float, end: float, steps: Sequence[int]) -> dict[int, float]:
     """The mean distance from the exact flow at t = end, by the number of equal steps in t."""
-    x = marginal(data, schedule, 30, start)
-    exact = flow(data, schedule, x, start, end)
+    denoise, x, exact = problem(data, schedule, start, end)
     draw, options = SAMPLERS[SOLVERS[solver].sampler], SOLVERS[solver].options
-    denoise, found = IdealDenoiser(data, schedule), {}
-    for n in steps:
-        times = torch.linspace(start, end, n + 1, dtype=torch.float64)
-        found[n] = (draw(denoise, x, times, **options) - exact).norm(dim=1).mean().item()
-    return found
+    grids = {n: torch.linspace(start, end, n + 1, dtype=torch.float64) for n in steps}
+    return {n: (draw(denoise, x, times, **options) - exact).norm(dim=1).mean().item() for n, times in grids.items()}
 
 
 def order(found: dict[int, float]) -> float:
@@ -62,12 +67,12 @@ def table() -> list[str]:
     names = list(SCHEDULES)
     lines = [f"| sampler | theory | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for solver, (_, _, theory) in SOLVERS.items():
-        orders = [order(errors(solver, MIXTURE[1], SCHEDULES[name](), 0.9, 0.1, (100, 200, 400))) for name in names]
+        orders = [order(errors(solver, "mixture-1", name, 0.9, 0.1, (200, 400))) for name in names]
         lines.append(f"| {solver} | {theory} | {' | '.join(f'{found:.2f}' for found in orders)} |")
     return lines
 
 
-def sliced_distance(data: Mixture, x: Tensor, directions: int = 32) -> float:
+def sliced_distance(data: Mixture, x: Tensor, directions: int = 16) -> float:
     """The Wasserstein-2 distance of samples (N, 2) from the mixture along a line, the root of its mean square over directions:
     sorted samples against the exact quantiles."""
     total = 0.0
@@ -79,3 +84,91 @@ def sliced_distance(data: Mixture, x: Tensor, directions: int = 32) -> float:
         quantile = grid[torch.searchsorted(cdf, place).clamp(max=len(grid) - 1)]
         total += ((x @ direction).sort().values - quantile).square().mean().item()
     return math.sqrt(total / directions)
+
+
+def plot(path: Path) -> None:
+    """Distance from the data against evaluations of the denoiser, a line a sampler, on three schedules."""
+    from matplotlib.figure import Figure
+
+    data, n = DATA["mixture-2"], 10_000
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    floor = sliced_distance(data, data.sample(n, seed=5)[torch.randperm(n)])
+    for axes, name in zip(figure.subplots(1, 3, sharey=True), ("rectified_flow", "cosine", "edm"), strict=True):
+        schedule = SCHEDULES[name]()
+        denoise, x, key = IdealDenoiser(data, schedule), marginal(data, schedule, n), noise_key(0, samples=n)
+        for sampler, draw in SAMPLERS.items():
+            calls, distances = [], []
+            for steps in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48):
+                count = Counting(denoise)
+                x0 = draw(count, x, karras_times(schedule, steps).double(), key=key)
+                calls.append(count.calls)
+                distances.append(sliced_distance(data, x0))
+            axes.loglog(calls, distances, STYLES[sampler], label=sampler, markersize=4)
+        axes.axhline(floor, color="grey", linestyle=":", label=f"{n:,} exact samples")
+        axes.set(title=name, xlabel="evaluations of the denoiser", ylim=(floor / 2, 3))
+        axes.set_xticks([2, 4, 8, 16, 32, 64], ["2", "4", "8", "16", "32", "64"], minor=False)
+        axes.minorticks_off()
+    axes.legend(fontsize=8)
+    figure.supylabel("sliced Wasserstein-2 distance from the data")
+    figure.savefig(path, dpi=110)
+
+
+class Counting:
+    """A denoiser that counts its evaluations."""
+
+    def __init__(self, denoise: IdealDenoiser):
+        self.denoise, self.schedule, self.calls = denoise, denoise.schedule, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return self.denoise(x, t)
+
+
+STYLES = {
+    "ddpm": "C0s-",
+    "ddim": "C1o-",
+    "euler": "C2x--",
+    "euler_ancestral": "C3+--",
+    "heun": "C4^-",
+    "dpmpp_2m": "C5v-",
+    "dpmpp_2m_sde": "C6D-",
+    "unipc": "C7*-",
+}
+
+TEXT = """# Samplers, measured
+
+`python -m benchmarks.orders` made this page, on data whose ideal denoiser, probability flow and distribution are known.
+
+## Orders of convergence
+
+The error of a sampler falls as steps^-order. Measured between 200 and 400 equal steps from t = 0.9 to t = 0.1, in fp64, on a
+mixture of two Gaussians in one dimension, against the probability-flow ODE solved to 1e-11. Stochastic samplers are here without
+their noise (eta 0); with it they have no order of this kind.
+
+{table}
+
+UniPC's predictor and corrector together are an order above the predictor's, which is what its option `order` counts (2 unless
+given). At order 3 its first two steps, of lower order, allow no more than 3 in the limit; their part is still small here.
+
+To t = 0 the samplers keep their orders on `edm`. On a chain of betas sigma rises as the root of t, so that in equal steps of t
+the last few rule the error: take `karras_times` or `log_snr_times`.
+
+## Quality against steps
+
+![Distance from the data against evaluations](samplers.png)
+
+The distance of 10,000 samples of a mixture of three Gaussians in the plane from their distribution, with `karras_times` from
+t = 1 to t = 0. Heun evaluates the denoiser twice a step. The dotted line is what exact samples have by chance.
+"""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    lines = "\n".join(table())
+    print(lines)
+    (DOCS / "samplers.md").write_text(TEXT.format(table=lines))
+    plot(DOCS / "samplers.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -78,7 +78,7 @@ def _edm_weight(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
 
 
 def _vlb(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
-    """-SNR'(t) / 2 on the error of x0 (Kingma et al. 2021, arXiv:2107.00630, eq. 16): with t uniform the loss is the diffusion
+    """-SNR'(t) / 2 on the error of x0 (Kingma et al. 2021, arXiv:2107.00630, section 5): with t uniform the loss is the diffusion
     term of the variational bound, in nats per element."""
     return schedule.snr_decay(t) / 2 * c_out**2
 

@@ -36,13 +36,13 @@ def log_likelihood(denoise, x: Tensor, times: Tensor, *, divergence: str = "exac
         """v_hat at y, and its divergence."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            v = ((angle[i].cos() * y - denoise((scale[i] * y).to(x.dtype), times[i])) / angle[i].sin()).to(y.dtype)
+            v = (angle[i].cos() * y - denoise(scale[i] * y, times[i])) / angle[i].sin()
             spread = divergence_of(v, y, probe)
         return v.detach(), spread.double()
 
-    y, spread = x / scale[0].to(x.dtype), torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+    y, spread = x / scale[0], torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     for i in range(len(times) - 1):
-        step = (angle[i + 1] - angle[i]).to(x.dtype)
+        step = angle[i + 1] - angle[i]
         v, rate = slope(y, i)
         v_next, rate_next = slope(y + step * v, i + 1)
         y = y + step / 2 * (v + v_next)
@@ -105,7 +105,9 @@ def bits_per_dim(nats: Tensor, x: Tensor) -> Tensor:
 def _noise_levels(schedule, times: Tensor) -> tuple[Tensor, Tensor]:
     alpha, sigma = schedule.alpha(times.double()), schedule.sigma(times.double())
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not bool(sigma[-1] > 0):
-        raise ValueError(f"times: expected falling numbers that end above 0, got {[round(t, 6) for t in times.flatten().tolist()]}")
+        raise ValueError(
+            f"times: expected falling numbers that end above 0, got {[round(t, 6) for t in times.flatten().tolist()]}"
+        )
     return alpha, sigma
 
 

@@ -110,5 +110,7 @@ def flow(data: Mixture, schedule, x: Tensor, start: float, end: float) -> Tensor
         cos, sin = math.cos(phi), math.sin(phi)
         return (-cos * sin * data.score(y, cos, sin) - sin * data.denoise(y, cos, sin)).numpy().ravel()
 
-    solved = solve_ivp(slope, angle.tolist(), (x / radius[0]).numpy().ravel(), "DOP853", angle[1:].tolist(), rtol=1e-11, atol=1e-12)
+    solved = solve_ivp(
+        slope, angle.tolist(), (x / radius[0]).numpy().ravel(), "DOP853", angle[1:].tolist(), rtol=1e-11, atol=1e-12
+    )
     return torch.from_numpy(solved.y[:, -1]).view_as(x) * radius[1]

@@ -5,18 +5,18 @@ import math
 import pytest
 import torch
 
-from benchmarks.orders import SOLVERS, errors, order
+from benchmarks.orders import SOLVERS, errors, order, problem
 from fastgen.functional import noise_key
 from fastgen.samplers import SAMPLERS, karras_times, uniform_times
 from fastgen.schedules import SCHEDULES
-from tests.oracles import DATA, IdealDenoiser, flow, marginal
+from tests.oracles import DATA, IdealDenoiser, marginal
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_order_of_convergence_is_the_theorys(solver, schedule):
     """Within the grid, on t from 0.9 to 0.1, where every derivative is finite."""
-    found = order(errors(solver, DATA["mixture-1"], SCHEDULES[schedule](), 0.9, 0.1, (100, 200, 400)))
+    found = order(errors(solver, "mixture-1", schedule, 0.9, 0.1, (125, 250)))
     assert found > SOLVERS[solver].order - 0.15
     if SOLVERS[solver].order <= 2:  # UniPC's error may change sign, and its order seem higher
         assert found < SOLVERS[solver].order + 0.25
@@ -24,17 +24,16 @@ def test_the_order_of_convergence_is_the_theorys(solver, schedule):
 
 @pytest.mark.parametrize(("solver", "least"), [("euler", 0.9), ("ddim", 0.9), ("heun", 1.9), ("dpmpp_2m", 1.9), ("unipc", 2.7)])
 def test_the_order_holds_from_end_to_end_on_edm(solver, least):
-    assert order(errors(solver, DATA["mixture-2"], SCHEDULES["edm"](), 1.0, 0.0, (50, 100, 200))) > least
+    assert order(errors(solver, "mixture-2", "edm", 1.0, 0.0, (75, 150))) > least
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_from_end_to_end_many_steps_come_to_the_exact_flow(solver, schedule):
-    data, schedule = DATA["mixture-2"], SCHEDULES[schedule]()
-    x, first_order = marginal(data, schedule, 20), SOLVERS[solver].order == 1
+    denoise, x, exact = problem("mixture-2", schedule, 1.0, 0.0)
     sampler, options = SAMPLERS[SOLVERS[solver].sampler], SOLVERS[solver].options
-    drawn = sampler(IdealDenoiser(data, schedule), x, karras_times(schedule, 100).double(), **options)
-    assert (drawn - flow(data, schedule, x, 1.0, 0.0)).abs().max() < (0.15 if first_order else 0.03)
+    drawn = sampler(denoise, x, karras_times(denoise.schedule, 100).double(), **options)
+    assert (drawn - exact).abs().max() < (0.15 if SOLVERS[solver].order == 1 else 0.03)
 
 
 # Stochastic samplers
@@ -68,17 +67,17 @@ STOCHASTIC = [
 ]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine_zero_snr", "rectified_flow", "edm"])
+@pytest.mark.parametrize("schedule", ["linear", "rectified_flow", "edm"])
 @pytest.mark.parametrize(("sampler", "options"), STOCHASTIC)
 def test_noise_keeps_the_marginals(sampler, options, schedule):
     """At a third and two thirds of the way and at the end, along four directions: by Dvoretzky, Kiefer and Wolfowitz an exact
-    sampler is further off than sqrt(log(2 / p) / 2n) with probability p < 1e-7, 0.029 for n = 10,000; the steps may add 0.02."""
-    data, schedule, n = DATA["mixture-2"], SCHEDULES[schedule](), 10_000
-    times, seen = karras_times(schedule, 90).double(), []
+    sampler is further off than sqrt(log(2 / p) / 2n) with probability p < 1e-7, 0.041 for n = 5,000; the steps may add 0.02."""
+    data, schedule, n = DATA["mixture-2"], SCHEDULES[schedule](), 5000
+    times, seen = karras_times(schedule, 60).double(), []
     bound = math.sqrt(math.log(2 / 1e-7) / (2 * n)) + 0.02
 
     def look(i, x, x0_hat):
-        if i in (29, 59, 89):
+        if i in (19, 39, 59):
             alpha, sigma = schedule.alpha(times[i + 1]), schedule.sigma(times[i + 1])
             seen.append(largest_difference(data, x, alpha, sigma))
 
@@ -89,22 +88,22 @@ def test_noise_keeps_the_marginals(sampler, options, schedule):
 
 
 def test_the_bound_on_marginals_would_notice():
-    """Noise a tenth too strong, or a mean a tenth of a deviation off."""
-    data, n = DATA["mixture-2"], 10_000
+    """Noise 0.35 for 0.5, or a mean a seventh of a deviation off."""
+    data, n = DATA["mixture-2"], 5000
     x = marginal(data, SCHEDULES["rectified_flow"](), n, 0.5)
     bound = math.sqrt(math.log(2 / 1e-7) / (2 * n))
     assert largest_difference(data, x, 0.5, 0.5) < bound
-    assert largest_difference(data, x, 0.5, 0.4) > bound + 0.02
+    assert largest_difference(data, x, 0.5, 0.35) > bound + 0.02
     assert largest_difference(data, x + 0.08, 0.5, 0.5) > bound + 0.02
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["ddpm", "euler_ancestral", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_samples_have_the_datas_moments(sampler, schedule):
-    data, n = DATA["gaussian-1"], 4000
+def test_noise_keeps_the_datas_moments_on_every_schedule(sampler, schedule):
+    data, n = DATA["gaussian-1"], 2000
     schedule = SCHEDULES[schedule]()
     x0 = SAMPLERS[sampler](
-        IdealDenoiser(data, schedule), marginal(data, schedule, n), uniform_times(100).double(), key=noise_key(2, samples=n)
+        IdealDenoiser(data, schedule), marginal(data, schedule, n), uniform_times(60).double(), key=noise_key(2, samples=n)
     )
-    assert abs(x0.mean() - 0.5) < 0.025  # five standard errors
-    assert abs(x0.std() - 0.3) < 0.03
+    assert abs(x0.mean() - 0.5) < 0.035  # five standard errors
+    assert abs(x0.std() - 0.3) < 0.025 + 0.015  # and what the steps add

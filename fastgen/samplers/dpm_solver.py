@@ -1,5 +1,7 @@
 """DPM-Solver++(2M) and its SDE: multistep solvers of second order in the log-SNR, an evaluation a step."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,11 @@ def dpmpp_2m(denoise, x: Tensor, times: Tensor, *, key: Tensor | None = None, ca
 def dpmpp_2m_sde(
     denoise, x: Tensor, times: Tensor, *, eta: float = 1.0, key: Tensor | None = None, callback: Callback = ignore
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, eq. 14); eta scales its noise as k-diffusion has it, eta = 0 is
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, section 5); eta scales its noise as k-diffusion has it, eta = 0 is
     dpmpp_2m.
 
     Raises ValueError for eta that is not a finite number >= 0."""
-    expect("eta", eta, 0 <= eta < float("inf"), "a finite number >= 0")
+    expect("eta", eta, 0 <= eta < math.inf, "a finite number >= 0")
     g = grid(denoise.schedule, times)
     kept = g.ratio**eta  # exp(-eta·h)
     b = g.alpha_next * (1 - g.ratio * kept)

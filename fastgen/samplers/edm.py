@@ -55,7 +55,7 @@ def heun(
     # Where next to no signal is left, as at t = 1 of a cosine schedule, sigma/alpha falls too fast for the mean of two slopes.
     corrected = rise.isfinite() & (sigma < 1000 * alpha)
     second = torch.stack([g.alpha_next / alpha / 2, 1 - rise / 2, g.alpha_next * (rise - 1) / 2, zero], dim=1)
-    second = torch.where(corrected[:, None], second, torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=a.dtype, device=a.device))
+    second = torch.where(corrected[:, None], second, torch.stack([zero, zero + 1, zero, zero], dim=1))
     two_stages = corrected.tolist() if reads(x) else [True] * steps  # unread, a step of Euler's has a second stage of no weight
 
     for i in range(steps):

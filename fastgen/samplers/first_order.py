@@ -1,5 +1,7 @@
 """Samplers of first order, an evaluation a step."""
 
+import math
+
 from torch import Tensor
 
 from fastgen.errors import expect
@@ -47,7 +49,7 @@ def euler_ancestral(
     next sigma² (Song et al. 2021, arXiv:2011.13456, appendix F). For eta up to 1 this is ddim's step.
 
     Raises ValueError for eta that is not a finite number >= 0."""
-    expect("eta", eta, 0 <= eta < float("inf"), "a finite number >= 0")
+    expect("eta", eta, 0 <= eta < math.inf, "a finite number >= 0")
     g = grid(denoise.schedule, times)
     up = g.sigma_next * (eta * (1 - g.ratio**2).sqrt()).clamp(max=1)
     down = (g.sigma_next**2 - up**2).sqrt()

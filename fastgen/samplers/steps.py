@@ -34,11 +34,11 @@ def grid(schedule: Schedule, times: Tensor) -> Grid:
     times = times.double()
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     ratio = sigma[1:] / sigma[:-1] * (alpha[:-1] / alpha[1:]).nan_to_num(1.0)  # NaN: a chain's last step, cut in parts, has no x0
-    return Grid(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], ratio)
+    return Grid(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], ratio.clamp(max=1))  # which rounding may pass
 
 
 def ignore(i: int, x: Tensor, x0_hat: Tensor) -> None:
-    """The callback of who wants none."""
+    """The callback of those who want none."""
 
 
 def run(

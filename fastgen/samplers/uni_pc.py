@@ -61,8 +61,8 @@ def _coefficients(schedule: Schedule, times: Tensor, order: int) -> tuple[Tensor
     def rows(by_order: list[list[Tensor]], place: int) -> Tensor:
         """Of the weights c for orders 1, 2 and 3; m_0 stands at `place` among the x0_hats."""
         zero = torch.zeros_like(h)
-        one, two, three = ([*c, *[zero] * (3 - len(c))] for c in by_order)
-        c = [torch.where(order_of == 1, a, torch.where(order_of == 2, b, c)) for a, b, c in zip(one, two, three, strict=True)]
+        padded = ([*weights, *[zero] * (3 - len(weights))] for weights in by_order)
+        c = [torch.where(order_of == 1, w_1, torch.where(order_of == 2, w_2, w_3)) for w_1, w_2, w_3 in zip(*padded, strict=True)]
         c.insert(place, 1 - torch.stack(c).sum(0))
         w = [g.alpha_next * (1 - g.ratio) * weight for weight in c]
         pairs = [[g.sigma_next / g.sigma, w[0], w[1], zero], [torch.ones_like(h), w[2], w[3], zero]]
