@@ -92,7 +92,7 @@ def plot(path: Path) -> None:
 
     data, n = DATA["mixture-2"], 10_000
     figure = Figure(figsize=(13, 4.6), layout="constrained")
-    floor = sliced_distance(data, data.sample(n, seed=5)[torch.randperm(n)])
+    floor = sliced_distance(data, data.sample(n))
     for axes, name in zip(figure.subplots(1, 3, sharey=True), ("rectified_flow", "cosine", "edm"), strict=True):
         schedule = SCHEDULES[name]()
         denoise, x, key = IdealDenoiser(data, schedule), marginal(data, schedule, n), noise_key(0, samples=n)

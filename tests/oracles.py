@@ -46,9 +46,9 @@ class Mixture:
         return (log.softmax(1)[..., None] * mean).sum(1)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """(n, D) samples; every component has its share of them to within one."""
+        """(n, D) samples."""
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.searchsorted(self.weights.cumsum(0), (torch.arange(n) + 0.5) / n).clamp(max=len(self.weights) - 1)
+        chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         return self.means[chosen] + self.stds[chosen, None] * eps
 
@@ -95,7 +95,7 @@ def marginal(data: Mixture, schedule, n: int, t: float = 1.0, seed: int = 0) -> 
     """(n, D) samples of x_t."""
     alpha, sigma = (f(torch.tensor(t, dtype=torch.float64)) for f in (schedule.alpha, schedule.sigma))
     generator = torch.Generator().manual_seed(seed + 1)
-    x0 = data.sample(n, seed)[torch.randperm(n, generator=generator)]
+    x0 = data.sample(n, seed)
     return alpha * x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
 
 

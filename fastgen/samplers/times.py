@@ -46,8 +46,8 @@ def karras_times(
 def log_snr_times(
     schedule: Schedule, steps: int, device: Device = None, *, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> Tensor:
-    """Equal steps of log(sigma / alpha), then 0 (DPM-Solver, Lu et al. 2022, arXiv:2206.00927). sigma_min and
-    sigma_max hold where the schedule goes so far, and t = 1 is always the first."""
+    """Equal steps of log(sigma / alpha), then 0 (DPM-Solver, Lu et al. 2022, arXiv:2206.00927). sigma_min and sigma_max hold
+    where the schedule goes so far, and t = 1 is always the first."""
     low, high = _range(schedule, steps, device, sigma_min, sigma_max)
     return _from_sigmas(schedule, torch.lerp(high.log(), low.log(), _fractions(steps, device)).exp())
 
