@@ -284,6 +284,16 @@ def test_no_step_waits_for_the_host(sampler, monkeypatch):
     assert read == []
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_heun_draws_the_same_where_the_host_may_not_read(schedule, monkeypatch):
+    """While a CUDA graph is captured it cannot leave out second stages: they have no weight."""
+    denoise, x = ideal(schedule), torch.randn(4, 2, dtype=torch.float64)
+    expected = samplers.heun(denoise, x, uniform_times(8))
+    for module in ("edm", "steps"):
+        monkeypatch.setattr(f"fastgen.samplers.{module}.reads", lambda x: False)
+    torch.testing.assert_close(samplers.heun(denoise, x, uniform_times(8)), expected)
+
+
 def test_denoiser_and_sampler_fit_together():
     class Zero(torch.nn.Module):
         num_classes = None
