@@ -65,20 +65,16 @@ def test_min_snr_in_the_papers_forms():
     torch.testing.assert_close(Diffusion("cosine", "v", "min_snr").weight(t), snr.clamp(max=5) / (snr + 1))
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize(("schedule", "prediction"), COMBINATIONS)
-def test_weights_are_finite_wherever_t_is_drawn(schedule, prediction, weighting):
+def test_weights_are_finite_wherever_t_is_drawn(schedule, prediction):
     lowest, highest = 2.0**-24, 1 - 2.0**-24  # philox_uniform's
     t = torch.cat([torch.linspace(0, 1, 33)[1:], torch.tensor([lowest, highest])])
-    weight = Diffusion(schedule, prediction, weighting).weight(t)
-    assert weight.isfinite().all()
-    assert (weight >= 0).all()
-
-
-@pytest.mark.parametrize("weighting", ["uniform", "min_snr", "p2"])
-@pytest.mark.parametrize(("schedule", "prediction"), COMBINATIONS)
-def test_weights_that_do_not_grow_with_the_snr_are_finite_at_no_noise(schedule, prediction, weighting):
-    assert Diffusion(schedule, prediction, weighting).weight(torch.zeros(1)).isfinite().all()
+    for weighting in WEIGHTINGS:
+        weight = Diffusion(schedule, prediction, weighting).weight(t)
+        assert weight.isfinite().all(), weighting
+        assert (weight >= 0).all(), weighting
+    for weighting in ("uniform", "min_snr", "p2"):  # the others grow with the SNR
+        assert Diffusion(schedule, prediction, weighting).weight(torch.zeros(1)).isfinite().all(), weighting
 
 
 def test_edm_weighs_its_own_prediction_with_one():
@@ -265,7 +261,6 @@ def test_objective_settings_are_checked():
     [
         ("linear", "v", "min_snr", "logit_normal"),
         ("rectified_flow", "v", "min_snr", "logit_normal"),
-        ("edm", "edm", "edm", "edm"),
         ("cosine", "edm", "vlb", "edm"),
     ],
 )

@@ -1,6 +1,7 @@
 """What every sampler does alike: batches, callbacks, dtypes, end points, bad input. test_oracle_samplers.py: what they draw."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -52,14 +53,13 @@ def test_the_callback_sees_every_step_and_the_last_is_the_result(sampler):
     assert all(x0_hat.abs().max() < 3 for _, _, x0_hat in seen)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_from_end_to_end_every_coefficient_is_finite(sampler, schedule, steps):
+def test_from_end_to_end_every_coefficient_is_finite(sampler, schedule):
     """sigma = 0 at t = 0, and no signal at t = 1 of some: one step is the ideal denoiser itself."""
     denoise = ideal(schedule)
     x = marginal(denoise.data, denoise.schedule, 16)
-    for times in TIMES.values():
+    for steps, times in product((1, 3), TIMES.values()):
         x0 = SAMPLERS[sampler](denoise, x, times(denoise.schedule, steps), **STOCHASTIC.get(sampler, {}))
         assert x0.isfinite().all()
         assert x0.abs().max() < 2.5 or sampler == "heun"  # whose mean of two slopes overshoots in long steps
