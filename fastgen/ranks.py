@@ -49,9 +49,9 @@ def joined() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        get_error_handler().record_exception(error)
         if _of_a_peer(error):
             raise ConnectionError(f"rank {rank()} stops: another rank is gone") from error
+        get_error_handler().record_exception(error)
         raise
     dist.destroy_process_group()
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from fastgen.config import DataConfig, DiffusionConfig, TrainConfig, UNetConfig
+from fastgen.preview import Preview
 from fastgen.ranks import barrier, joined, rank
 from fastgen.train import train
 
@@ -13,7 +14,7 @@ PLAIN = TrainConfig(
     data=DataConfig("digits", flip=True, shift=1),
     model=UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention_levels=(), groups=4),
     diffusion=DiffusionConfig(label_dropout=0.1, times="stratified"),
-    steps=12,
+    steps=8,
     batch_size=8,
     warmup=3,
     lr=1e-3,
@@ -22,45 +23,44 @@ PLAIN = TrainConfig(
     threads=1,
     log_every=1,
     sample_every=100,
-    checkpoint_every=6,
+    checkpoint_every=4,
 )
 SHARDED = dataclasses.replace(PLAIN, shard=True)
-DROPPING = dataclasses.replace(PLAIN, model=dataclasses.replace(PLAIN.model, dropout=0.1))
-STOPPED_AT = 6
+DROPOUT = dataclasses.replace(PLAIN, model=dataclasses.replace(PLAIN.model, dropout=0.1), steps=24)
+DROPOUT_SHARDED = dataclasses.replace(DROPOUT, shard=True)
 
 
-def forget_end(run: Path, copy: Path) -> Path:
-    """A copy of a finished run, as it was at STOPPED_AT."""
+def forget_end(run: Path, copy: Path, steps: int) -> Path:
+    """A copy of a finished run without the checkpoint of its last step."""
     if rank() == 0:
         shutil.copytree(run, copy)
-        shutil.rmtree(copy / "checkpoints" / f"{PLAIN.steps:08d}")
+        shutil.rmtree(copy / "checkpoints" / f"{steps:08d}")
     barrier()
     return copy
 
 
 def main(folder: Path) -> None:
+    train(SHARDED, folder / "sharded")
+    Preview.__call__ = lambda self, step: {}
     train(PLAIN, folder / "copied")
     train(dataclasses.replace(PLAIN, accumulation=2), folder / "accumulated")
-    train(SHARDED, folder / "sharded")
-    train(DROPPING, folder / "dropping")
-    train(dataclasses.replace(DROPPING, shard=True), folder / "dropping-sharded")
-    train(dataclasses.replace(PLAIN, precision="fp16"), folder / "fp16")
-    train(dataclasses.replace(SHARDED, precision="fp16"), folder / "fp16-sharded")
-    barrier()
-
-    # Bitwise what was never stopped, on as many ranks.
-    train(DROPPING, forget_end(folder / "dropping", folder / "dropping-resumed"), resume=True)
-    train(
-        dataclasses.replace(DROPPING, shard=True),
-        forget_end(folder / "dropping-sharded", folder / "dropping-sharded-resumed"),
-        resume=True,
-    )
-    # From one process to two, and from copies to shards.
+    train(dataclasses.replace(SHARDED, precision="fp16"), folder / "sharded-fp16")
     train(PLAIN, folder / "one-then-copied", resume=True)
     train(SHARDED, folder / "one-then-sharded", resume=True)
-    print(f"rank {rank()} is done")
+    for config, name in ((DROPOUT, "dropout"), (DROPOUT_SHARDED, "dropout-sharded")):
+        train(config, folder / name)
+        train(config, forget_end(folder / name, folder / f"{name}-resumed", config.steps), resume=True)
 
 
 if __name__ == "__main__":
+    written = []
+    if rank() > 0:
+        sys.addaudithook(lambda event, arguments: written.append((event, arguments)) if _changes(event, arguments) else None)
+
+    def _changes(event, arguments):
+        made = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+        return (made or (event == "open" and arguments[1] not in ("r", "rb", None))) and sys.argv[1] in str(arguments[0])
+
     with joined():
         main(Path(sys.argv[1]))
+    print(f"rank {rank()} wrote {written}")
