@@ -27,7 +27,7 @@ PLAIN = TrainConfig(
 )
 SHARDED = dataclasses.replace(PLAIN, shard=True)
 DROPOUT = dataclasses.replace(PLAIN, model=dataclasses.replace(PLAIN.model, dropout=0.1), steps=24)
-DROPOUT_SHARDED = dataclasses.replace(DROPOUT, shard=True)
+DROPOUT_SHARDED = dataclasses.replace(DROPOUT, shard=True, steps=PLAIN.steps)
 
 
 def forget_end(run: Path, copy: Path, steps: int) -> Path:
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
     Preview.__call__ = lambda self, step: {}
     train(PLAIN, folder / "copied")
     train(dataclasses.replace(PLAIN, accumulation=2), folder / "accumulated")
-    train(dataclasses.replace(SHARDED, precision="fp16"), folder / "sharded-fp16")
+    train(dataclasses.replace(SHARDED, precision="fp16", steps=3), folder / "sharded-fp16")
     train(PLAIN, folder / "one-then-copied", resume=True)
     train(SHARDED, folder / "one-then-sharded", resume=True)
     for config, name in ((DROPOUT, "dropout"), (DROPOUT_SHARDED, "dropout-sharded")):

@@ -69,11 +69,11 @@ def test_one_process_goes_on_with_what_two_began(runs, tmp_path):
     torch.testing.assert_close(two, one, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["dropout", "dropout-sharded"])
-def test_resumed_on_as_many_ranks_is_bitwise_uninterrupted(runs, name):
+@pytest.mark.parametrize(("name", "config"), [("dropout", DROPOUT), ("dropout-sharded", DROPOUT_SHARDED)])
+def test_resumed_on_as_many_ranks_is_bitwise_uninterrupted(runs, name, config):
     """With each rank's generators, which dropout draws from."""
-    assert manifest(runs / f"{name}-resumed", DROPOUT.steps) == manifest(runs / name, DROPOUT.steps)
-    states = checkpoint.load_tensors(checkpoint_of(runs / name, DROPOUT.steps), "rng")
+    assert manifest(runs / f"{name}-resumed", config.steps) == manifest(runs / name, config.steps)
+    states = checkpoint.load_tensors(checkpoint_of(runs / name, config.steps), "rng")
     assert not torch.equal(states["cpu"], states["cpu:1"])
 
 
@@ -92,7 +92,7 @@ def test_shards_see_the_same_samples_as_one_process(runs):
 
 def test_shards_in_fp16(runs):
     assert losses(runs / "sharded-fp16").isfinite().all()
-    assert (checkpoint_of(runs / "sharded-fp16") / "scaler.json").exists()
+    assert (checkpoint_of(runs / "sharded-fp16", 3) / "scaler.json").exists()
 
 
 # What can go wrong
@@ -135,11 +135,7 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(runs, tmp_path):
     assert "rank 0 stops: another rank is gone" in err
     assert "Traceback" not in err
     assert len(re.findall("to draw more", out)) == 1
-    for name in (*NAMES, "rng"):
-        expected, got = (
-            manifest(r, DROPOUT.steps)["sha256"][f"{name}.safetensors"] for r in (runs / "dropout", tmp_path / "run")
-        )
-        assert got == expected
+    assert manifest(tmp_path / "run", DROPOUT.steps) == manifest(runs / "dropout", DROPOUT.steps)
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line] == list(range(1, 25))
 
 
