@@ -119,7 +119,7 @@ class TrainConfig:
     steps: int = 100_000
     """Optimizer steps in all; the learning rate depends on the step alone."""
     batch_size: int = 128
-    """Samples per optimizer step."""
+    """Samples per optimizer step, over all ranks."""
     accumulation: int = 1
     """Parts that a batch is computed in, for less memory."""
     lr: float = 2e-4

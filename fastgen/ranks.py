@@ -64,7 +64,7 @@ def _of_a_peer(error: BaseException) -> bool:
 def barrier() -> None:
     """Waits until every rank is here."""
     if world() > 1:
-        dist.barrier()
+        dist.all_reduce(torch.zeros(()))  # dist.barrier would take a GPU for it
 
 
 def mean(value: Tensor) -> Tensor:
@@ -111,19 +111,20 @@ class Vote:
 
 
 def restarted(out: Path) -> bool:
-    """Whether this torchrun had begun the run `out`, and started its processes again after one of them died, with a checkpoint to
-    go on from; the first rank's answer. A folder that another torchrun left is never taken for that.
+    """Whether this torchrun had begun the run `out`, and started processes again after some died, with a checkpoint to go on from.
+    A folder that another torchrun left is never taken for that. Every rank must call it; all are told the same.
 
     torchrun starts processes again reliably with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its own environment: else they all
     connect through the store of the torchrun, which may still hold what the dead ones left there.
     """
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
     begun = (out / MARK).exists() and (out / MARK).read_text() == _job() and any((out / "checkpoints").glob("[0-9]*"))
-    answer = torch.tensor(begun, dtype=torch.int32)
+    # How often is counted for each machine, and the first rank's name is the one in the mark.
+    known = torch.tensor([int(os.environ["TORCHELASTIC_RESTART_COUNT"]), rank() == 0 and begun])
     if world() > 1:
-        dist.broadcast(answer, 0)
-    return bool(answer)
+        dist.all_reduce(known, dist.ReduceOp.MAX)
+    return bool(known.all())
 
 
 def mark(out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -20,20 +21,20 @@ def distribute(objective: nn.Module, device: torch.device, *, shards: bool) -> n
     if world() == 1:
         return objective
     if shards:
-        shard(objective)
+        shard(objective, device)
         return objective
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(objective, ids, gradient_as_bucket_view=True)
 
 
-def shard(module: nn.Module, *, free: bool = True) -> None:
+def shard(module: nn.Module, device: torch.device, *, free: bool = True) -> None:
     """Spreads the parameters of a module over the ranks: each block of its lists is gathered when it is computed, and what is
     outside of blocks with the module. free: blocks give up what was gathered once they are computed."""
     # A block hands on what it was given, for skip connections, which is safe: nothing is changed in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for block in _blocks(module):
-        fully_shard(block, reshard_after_forward=free)
-    fully_shard(module, reshard_after_forward=free)
+    mesh = init_device_mesh(device.type, (world(),))
+    for block in [*_blocks(module), module]:
+        fully_shard(block, mesh=mesh, reshard_after_forward=free)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

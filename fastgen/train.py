@@ -93,7 +93,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     model = place(model, device, channels_last=not shards)  # FSDP2 takes no other strides
     ema = EMA(model, config.ema)
     if shards:
-        shard(ema.model, free=False)
+        shard(ema.model, device, free=False)
     objective = make_objective(config, model)
     if config.compile:
         objective.compile()
