@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastgen.dropin.block import Block
-from fastgen.dropin.norms import is_group_norm, normalize
+from fastgen.dropin.norms import is_group_norm, normalize, normalize_beside
 from fastgen.dropin.swap import overridden, plain
 
 
@@ -42,7 +42,7 @@ class ResBlock(Block):
             return super()._forward(x, emb)  # type: ignore[misc]  # the former class has it
         norm1, _, conv1 = self.in_layers
         norm2, _, dropout, conv2 = self.out_layers
-        h = normalize(norm1, x, activation="silu")
+        h, x = normalize_beside(norm1, x, activation="silu")
         if self.updown:
             h, x = self.h_upd(h), self.x_upd(x)
         h = conv1(h)
