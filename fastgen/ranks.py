@@ -111,8 +111,8 @@ class Vote:
 
 
 def restarted(out: Path) -> bool:
-    """Whether this torchrun had begun the run `out`, and started processes again after some died, with a checkpoint to go on from.
-    A folder that another torchrun left is never taken for that. Every rank must call it; all are told the same.
+    """Whether this torchrun had begun the run `out`, and started processes again after some died, and there is a checkpoint to go
+    on from. A folder that another torchrun left is never taken for that. Every rank must call it; all are told the same.
 
     torchrun starts processes again reliably with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its own environment: else they all
     connect through the store of the torchrun, which may still hold what the dead ones left there.

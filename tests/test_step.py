@@ -25,6 +25,7 @@ UNET = dataclasses.replace(
 )
 VAE = dataclasses.replace(UNET, model=VAEConfig(latent_dim=4), diffusion=None)
 CONV_VAE = dataclasses.replace(UNET, model=ConvVAEConfig(latent_dim=4, channels=8, multipliers=(1, 2), groups=4), diffusion=None)
+SMALLER = dataclasses.replace(UNET, model=UNetConfig(channels=8, multipliers=(1,), blocks=1, attention_levels=(), groups=4))
 FP16 = dataclasses.replace(UNET, precision="fp16")
 BF16 = dataclasses.replace(UNET, precision="bf16")
 
@@ -102,9 +103,8 @@ def test_a_graph_is_the_eager_step(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [UNET, VAE], ids=["unet", "vae"])
+@pytest.mark.parametrize("config", [SMALLER, VAE], ids=["unet", "vae"])
 def test_a_compiled_step_is_the_eager_step(config, tmp_path):
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **({"dropout": 0.0} if config is UNET else {})))
     for compiled in (False, True):
         train(dataclasses.replace(config, compile=compiled), tmp_path / str(compiled))
     torch.testing.assert_close(losses(tmp_path / "True"), losses(tmp_path / "False"), rtol=1e-5, atol=0)

@@ -145,7 +145,7 @@ def _words(shape: Sequence[int], key: Tensor) -> Tensor:
 def _philox(block: Tensor, key: Tensor) -> Tensor:
     """Philox 4x32-10 of blocks (Q,) under keys (N, 4): words (N, 4, Q)."""
     seed, stream, step, sample = key.unsqueeze(2).unbind(1)  # [N, 1]
-    k0, k1 = seed & _MASK, seed >> 32
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1, c2, c3 = block[None], sample & _MASK, stream & _MASK, step & _MASK
     for _ in range(10):
         (high0, low0), (high1, low1) = _multiply(c0, _MULTIPLIERS[0]), _multiply(c2, _MULTIPLIERS[1])
