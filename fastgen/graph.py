@@ -75,7 +75,7 @@ def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """A function that does again, on the same memory, what function() asks of the GPU, and returns the same tensor each time.
     Nothing is computed yet. The default generator of the device goes on from replay to replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a thread may be pinning the next batch meanwhile
         result = function()
 
     def replay() -> Tensor:

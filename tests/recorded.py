@@ -56,7 +56,8 @@ def tensors(tree) -> list[Tensor]:
 
 
 def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`fastgen.graph.capture` for the CPU: recording leaves all as it was, as if nothing had been computed."""
+    """`fastgen.graph.capture` for the CPU: recording leaves all as it was, as if nothing had been computed, and every replay
+    returns the same memory."""
     generator = torch.get_rng_state()
     with Recorder() as recorder:
         result = function()
@@ -75,6 +76,6 @@ def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         for op, args, kwargs, results in recorder.ops:
             again = op(*tree_map(new, args), **tree_map(new, kwargs))
             made.update((id(old), x) for old, x in zip(tensors(results), tensors(again), strict=True))
-        return made[id(result)]
+        return result.copy_(made[id(result)])
 
     return replay

@@ -84,8 +84,10 @@ def test_a_recorded_step_is_the_step(config, monkeypatch, tmp_path):
     train(config, tmp_path / "eager")
     monkeypatch.setattr("fastgen.train.use_graph", lambda config, device: True)
     monkeypatch.setattr("fastgen.graph.on_side_stream", lambda function: function())
-    monkeypatch.setattr("fastgen.graph.capture", recorded.capture)
+    captured = []
+    monkeypatch.setattr("fastgen.graph.capture", lambda function: captured.append(1) or recorded.capture(function))
     train(config, tmp_path / "recorded")
+    assert captured == [1]
     eager, replayed = saved(tmp_path / "eager"), saved(tmp_path / "recorded")
     for name, expected in eager.items():
         assert all(torch.equal(replayed[name][key], value) for key, value in expected.items()), name
