@@ -42,9 +42,7 @@ def joined() -> Iterator[None]:
         yield
         return
     if torch.cuda.is_available():
-        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        expect("nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE"), local < gpus, f"at most {gpus}, a process a GPU")
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
@@ -59,6 +57,14 @@ def joined() -> Iterator[None]:
 def _of_a_peer(error: BaseException) -> bool:
     """Whether it is what NCCL or gloo raises when another process went away; gloo has no class of its own for it."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def expect_own_device(name: str, device: torch.device) -> None:
+    """Raises ValueError where the device that a setting named, or chose, would be one GPU for several ranks."""
+    if world() > 1 and device.type == "cuda":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        expect("device", name, device.index is None, "auto, cpu or cuda: each rank has a GPU of its own")
+        expect("device", name, here <= torch.cuda.device_count(), f"cpu, or {here} GPUs for {here} ranks")
 
 
 def barrier() -> None:

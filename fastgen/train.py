@@ -34,7 +34,7 @@ from fastgen.models import MODELS, VariationalAutoencoder
 from fastgen.objectives import DiffusionObjective, VAEObjective
 from fastgen.preview import Preview
 from fastgen.progress import Progress, expect_finite
-from fastgen.ranks import Vote, barrier, joined, mark, mean, rank, restarted, world
+from fastgen.ranks import Vote, barrier, expect_own_device, joined, mark, mean, rank, restarted, world
 from fastgen.run import describe, make_diffusion
 from fastgen.sharding import accumulating, distribute, gathered, shard
 from fastgen.training_state import restore_state, save_state
@@ -69,11 +69,11 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     shares = world() * config.accumulation
     divides = config.batch_size % shares == 0
     expect("batch_size", config.batch_size, divides, f"a multiple of {shares}, {world()} ranks times the accumulation")
-    expect("device", config.device, world() == 1 or ":" not in config.device, "auto, cpu or cuda: a GPU a rank")
     deadline = time.monotonic() + 60 * (config.max_minutes or math.inf)
     if config.threads is not None:
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
     device = resolve_device(config.device)
+    expect_own_device(config.device, device)
     graphed = use_graph(config, device)
     if device.type == "cpu":
         keep_freed_memory()

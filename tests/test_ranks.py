@@ -16,6 +16,7 @@ import torch
 from fastgen import checkpoint, load
 from fastgen.config_file import save_yaml
 from fastgen.metrics_log import read_metrics
+from fastgen.ranks import expect_own_device
 from fastgen.train import train
 from tests import torchrun
 from tests.ranks_program import DROPOUT, DROPOUT_SHARDED, PLAIN, forget_end
@@ -206,13 +207,25 @@ def test_a_rank_that_fails_ends_all_with_its_error(tmp_path):
     [
         ({"batch_size": 7}, r"batch_size: expected a multiple of 2, 2 ranks times the accumulation, got 7"),
         ({"batch_size": 10, "accumulation": 2}, r"batch_size: expected a multiple of 4, 2 ranks times the accumulation, got 10"),
-        ({"device": "cuda:0"}, r"device: expected auto, cpu or cuda: a GPU a rank, got 'cuda:0'"),
     ],
 )
 def test_settings_that_do_not_fit_two_ranks(settings, message, tmp_path, monkeypatch):
     monkeypatch.setattr("fastgen.train.world", lambda: 2)
     with pytest.raises(ValueError, match=message):
         train(dataclasses.replace(PLAIN, **settings), tmp_path / "run")
+
+
+def test_ranks_share_no_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    expect_own_device("auto", torch.device("cuda"))
+    with pytest.raises(ValueError, match="device: expected auto, cpu or cuda: each rank has a GPU of its own, got 'cuda:0'"):
+        expect_own_device("cuda:0", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="device: expected cpu, or 2 GPUs for 2 ranks, got 'auto'"):
+        expect_own_device("auto", torch.device("cuda"))
+    expect_own_device("cpu", torch.device("cpu"))
 
 
 def test_a_run_of_another_torchrun_is_not_gone_on_with(runs, tmp_path, monkeypatch):
