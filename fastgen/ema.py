@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from fastgen.sharding import local
+
 
 class EMA:
     """`model` is a copy whose parameters follow the trained ones as decay · average + (1 - decay) · weights.
@@ -22,14 +24,16 @@ class EMA:
         """Takes in the weights after optimizer step `step`, counted from 0, unless `kept` is False.
 
         step and kept are 0-dim tensors where they are known on the device alone, which nothing waits for."""
-        average: list[Tensor] = list(self.model.parameters())
-        weights: list[Tensor] = list(model.parameters())
+        average, weights = local(self.model.parameters()), local(model.parameters())
         step = torch.as_tensor(step, device=weights[0].device)
         weight = (9 / (10 + step)).clamp(min=1 - self.decay)  # 1 - decay
         if kept is not None:
             weight = weight * kept
-        change = torch._foreach_sub(weights, average)
-        torch._foreach_mul_(change, weight)
-        torch._foreach_add_(average, change)
+        if weight.is_cuda:  # few launches, where there is none of lerp for all with a weight that the host does not know
+            change = torch._foreach_sub(weights, average)
+            torch._foreach_mul_(change, weight)
+            torch._foreach_add_(average, change)
+        else:
+            torch._foreach_lerp_(average, weights, [weight] * len(average))
         for buffer, trained in zip(self.model.buffers(), model.buffers(), strict=True):
             buffer.copy_(trained)

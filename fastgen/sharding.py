@@ -1,7 +1,7 @@
 """Distributing a module over ranks: copies (DDP) or shards (FSDP2), and sharded tensors in and out of files."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -68,6 +68,11 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if rank() == 0:
             made[name] = full.cpu() if isinstance(value, DTensor) else full
     return made
+
+
+def local(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """What of each parameter lies on this rank."""
+    return [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
 
 
 def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+pytest.importorskip("sklearn")  # the digits; where GPUs are tested with torch and Triton alone, they are not there
+pytest.importorskip("tyro")
+
 from fastgen import checkpoint
 from fastgen.config import ConvVAEConfig, DiffusersConfig, DiffusionConfig, UNetConfig, VAEConfig
 from fastgen.graph import WARM_UP, GraphedStep, use_graph
