@@ -29,7 +29,7 @@ class EMA:
         weight = (9 / (10 + step)).clamp(min=1 - self.decay)  # 1 - decay
         if kept is not None:
             weight = weight * kept
-        if weight.is_cuda:  # few launches, where there is none of lerp for all with a weight that the host does not know
+        if weight.is_cuda:  # a few launches; lerp by a weight on the device makes one for each parameter
             change = torch._foreach_sub(weights, average)
             torch._foreach_mul_(change, weight)
             torch._foreach_add_(average, change)

@@ -14,7 +14,7 @@ PLAIN = TrainConfig(
     data=DataConfig("digits", flip=True, shift=1),
     model=UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention_levels=(), groups=4),
     diffusion=DiffusionConfig(label_dropout=0.1, times="stratified"),
-    steps=8,
+    steps=6,
     batch_size=8,
     warmup=3,
     lr=1e-3,
@@ -23,7 +23,7 @@ PLAIN = TrainConfig(
     threads=1,
     log_every=1,
     sample_every=100,
-    checkpoint_every=4,
+    checkpoint_every=3,
 )
 SHARDED = dataclasses.replace(PLAIN, shard=True)
 DROPOUT = dataclasses.replace(PLAIN, model=dataclasses.replace(PLAIN.model, dropout=0.1), steps=24)
