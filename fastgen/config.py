@@ -101,7 +101,7 @@ class DiffusionConfig:
     """diffusers: that of the scheduler which --init-from gave."""
     prediction: Literal["eps", "x0", "v", "flow", "edm"] = "flow"
     weighting: Literal["uniform", "min_snr", "p2", "edm", "vlb"] = "uniform"
-    times: Literal["uniform", "stratified", "logit_normal", "edm"] = "uniform"
+    times: Literal["uniform", "stratified", "low_discrepancy", "logit_normal", "edm"] = "uniform"
     """How t is drawn in training."""
     loss: Literal["mse", "l1", "huber", "charbonnier"] = "mse"
     label_dropout: float = 0.1

@@ -1,6 +1,7 @@
 """Objectives: modules that return a loss per sample, (N,) fp32. They are what DDP, FSDP2 and torch.compile wrap."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen import streams
@@ -28,8 +29,8 @@ class DiffusionObjective(nn.Module):
     """The weighted denoising loss (DDPM, arXiv:2006.11239, eq. 14, for every schedule, prediction and weighting).
 
     times: how t is drawn, a name in TIMES. loss: "mse", "l1", "huber" or "charbonnier". label_dropout: the share of samples that
-    lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified"
-    times, the batch's own when None.
+    lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified" and
+    "low_discrepancy" times, the batch's own when None.
     """
 
     def __init__(
@@ -87,10 +88,18 @@ def _uniform(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
 
 
 def _stratified(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
-    """Sample i of B lies in [i / B, (i + 1) / B): the batch covers [0, 1] evenly (VDM, Kingma et al. 2021, arXiv:2107.00630,
-    appendix I.1)."""
+    """Sample i of B lies in [i / B, (i + 1) / B): the batch covers [0, 1] evenly."""
     strata = strata or key.shape[0]
     return (key[:, 3] % strata + philox_uniform((key.shape[0],), key)) / strata
+
+
+def _low_discrepancy(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
+    """Sample i of B is at (u + i / B) mod 1, with one u for the whole batch: its times have one distance (VDM, Kingma et al. 2021,
+    arXiv:2107.00630, appendix I.1)."""
+    strata = strata or key.shape[0]
+    first = F.pad(key[:, :3], (0, 1))  # every sample draws what sample 0 does, in whatever part of the batch it is
+    t = (philox_uniform((key.shape[0],), first) + key[:, 3] % strata / strata) % 1
+    return t.clamp(min=2**-24)  # the sum may round to 1, whose remainder is 0, where some weights are infinite
 
 
 def _logit_normal(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
@@ -103,4 +112,10 @@ def _edm(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
     return schedule.time(-2 * (1.2 * philox_normal((key.shape[0],), key) - 1.2))
 
 
-TIMES = {"uniform": _uniform, "stratified": _stratified, "logit_normal": _logit_normal, "edm": _edm}
+TIMES = {
+    "uniform": _uniform,
+    "stratified": _stratified,
+    "low_discrepancy": _low_discrepancy,
+    "logit_normal": _logit_normal,
+    "edm": _edm,
+}
