@@ -12,7 +12,7 @@ from fastgen.errors import expect
 @dataclass(frozen=True)
 class DataConfig:
     source: str = ""
-    """"mnist", "digits", a folder of images, or a .npy or .npz file."""
+    """"mnist", "digits", a folder of images or one that save_to_disk of Hugging Face's datasets wrote, or a .npy or .npz file."""
     size: int | None = None
     """Side in pixels to which images are cropped and resized."""
     channels: int | None = None

@@ -94,8 +94,8 @@ def _stratified(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
 
 
 def _low_discrepancy(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
-    """Sample i of B is at (u + i / B) mod 1, with one u for the whole batch: its times have one distance (VDM, Kingma et al. 2021,
-    arXiv:2107.00630, appendix I.1)."""
+    """Sample i of B is at (u + i / B) mod 1, with one u for the whole batch (VDM, Kingma et al. 2021, arXiv:2107.00630,
+    appendix I.1)."""
     strata = strata or key.shape[0]
     first = F.pad(key[:, :3], (0, 1))  # every sample draws what sample 0 does, in whatever part of the batch it is
     t = (philox_uniform((key.shape[0],), first) + key[:, 3] % strata / strata) % 1

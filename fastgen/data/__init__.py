@@ -1,4 +1,4 @@
-"""Data sets as uint8 batches: `open_dataset` takes a name, a folder, a numpy file, an array or a torch Dataset."""
+"""Data sets as uint8 batches: `open_dataset` takes a name, a folder, a numpy file, an array, a torch Dataset or a Hugging Face one."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from fastgen.data.arrays import ArraySource, MappedSource, load_npz
 from fastgen.data.dataset import ImageDataset, NoTestSplit
 from fastgen.data.folder import FolderSource
+from fastgen.data.hugging_face import HuggingFaceSource, is_hugging_face, is_saved, load_saved, pick_split
 from fastgen.data.indexed import IndexedDataset
 from fastgen.data.loader import LoaderDataset
 from fastgen.data.memory import free_memory
@@ -38,12 +39,15 @@ def open_dataset(
       an array or tensor  images, or a tuple (images, labels), or a TensorDataset
       a torch Dataset     or anything with len() and [index]: items are an image, (image, label), or a dict with
                           image, pixel_values or img, and label; an image is a PIL image, array or tensor
+      a datasets.Dataset  Hugging Face's, or a DatasetDict, as an object or a folder that save_to_disk wrote: its one
+                          column of feature Image and, where there is one, of ClassLabel, whatever their names. One with
+                          set_transform is read as a torch Dataset is
       a DataLoader        or anything iterable, of items or batches: in its own order, see LoaderDataset
     Arrays are uint8, or float in [0, 1], of shape (N, H, W), (N, C, H, W) or (N, H, W, C); where both are possible
     the channels come first.
 
     split: "train", "test" or "all". mnist and digits hold out a tenth of each class, a folder its subfolder test where
-    it has train and test, a .npz x_test; for others "train" is everything and "test" an error.
+    it has train and test, a .npz x_test, a DatasetDict what it calls so; for others "train" is everything and "test" an error.
     size: crop the centred square of each image and scale it to size x size; None: all must have one shape.
     channels: 1 or 3; None: as they are; for a folder 1 if all its images are grey, else 3.
     max_broken: unreadable images that are replaced, each by the next good one, and listed in `broken`; one more is
@@ -52,13 +56,16 @@ def open_dataset(
     when they fit a quarter of the free memory ("auto"; a Dataset with random transforms is then never kept).
 
     Raises ValueError (NoTestSplit where there is none) or FileNotFoundError naming the argument, what was expected and
-    what was found, and ModuleNotFoundError when the package that holds mnist or digits is not installed.
+    what was found, and ModuleNotFoundError when the package that holds mnist or digits, or reads the folder, is not
+    installed.
     """
     _check(split, size, channels, max_broken, resident)
     if isinstance(source, str | Path):
         images = _open_path(source, split, size, channels, resident)
         return IndexedDataset(images, max_broken=max_broken, resident=resident)
-    if split == "test":
+    if is_hugging_face(source):
+        source = pick_split(source, split)
+    elif split == "test":
         raise NoTestSplit(f'split "test" must be in the source, but a {type(source).__name__} has no splits')
     if is_map_style(source):
         return IndexedDataset(_index(source, size, channels), max_broken=max_broken, resident=resident)
@@ -71,6 +78,8 @@ def _open_path(source: str | Path, split: str, size: int | None, channels: int |
     path = Path(source)
     if source in SETS:
         return ArraySource(*load_packaged(str(source), split), size, channels)
+    if is_saved(path):
+        return HuggingFaceSource(pick_split(load_saved(path), split), size, channels)
     if path.is_dir():
         return FolderSource(path, split, size, channels)
     if not path.exists():
@@ -95,6 +104,8 @@ def _index(source: Any, size: int | None, channels: int | None) -> Source:
         if len(source) not in (1, 2):
             raise ValueError(f"a tuple must be (images, labels), got {len(source)} elements")
         return ArraySource(source[0], source[1] if len(source) == 2 else None, size, channels)
+    if is_hugging_face(source) and source.format["type"] != "custom":  # which set_transform's is
+        return HuggingFaceSource(source, size, channels)
     return DatasetSource(source, size, channels)
 
 
