@@ -156,6 +156,8 @@ class TrainConfig:
 
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
+    log_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where metrics and sample grids go, too: to TensorBoard, in the run's folder tensorboard, or to Weights & Biases."""
     sample_every: int = 5_000
     """Steps between sample grids."""
     checkpoint_every: int = 5_000

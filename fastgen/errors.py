@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +19,13 @@ def lookup(argument: str, name: str, table: Mapping[str, T]) -> T:
     if name in table:
         return table[name]
     raise ValueError(f"{argument}: expected one of {', '.join(table)}, got {name!r}{did_you_mean(name, table)}")
+
+
+def expect_package(package: str, what: str) -> None:
+    """Raises ModuleNotFoundError, with how to install it, where `what` needs a package that is not there."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name in the working directory is found, too, and is no package
+        raise ModuleNotFoundError(f"{what} needs {package}: pip install {package}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,21 +9,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastgen.config import TrainConfig
 from fastgen.metrics_log import MetricsLog
 from fastgen.ranks import mean, rank
+from fastgen.writers import open_writer
 
 
 class Progress:
-    """metrics.jsonl and a bar, by the first rank alone; on all, FloatingPointError where the loss is no longer finite.
+    """metrics.jsonl, what `config.log_to` names and a bar, by the first rank alone; on all, FloatingPointError where the loss is
+    no longer finite.
 
     A mean loss is copied to the host while training goes on, and read when it has come, at the next one at the latest: the host
     so runs ahead of a GPU by at most two such intervals.
     """
 
-    def __init__(self, out: Path, step: int, steps: int):
+    def __init__(self, out: Path, step: int, config: TrainConfig):
         first = rank() == 0
+        self._out = out
         self._log = MetricsLog(out / "metrics.jsonl", step) if first else None
-        self._bar = tqdm(total=steps, initial=step, unit="step", disable=None if first else True)
+        self._writer = open_writer(config, out, step) if first else None
+        self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if first else True)
         self._coming: tuple[Reading, int, dict[str, Any]] | None = None
         self._since = time.monotonic()
 
@@ -40,17 +45,21 @@ class Progress:
         if self._coming[0].has_come():
             self.settle()
 
-    def write(self, **values: Any) -> None:
-        """Logs values that the host had to wait for; that time does not count for images per second."""
+    def write(self, *, step: int, **values: Any) -> None:
+        """Logs values that the host had to wait for, and the step's sample grids; that time does not count for images per
+        second."""
         self.settle()
-        if self._log is not None:
-            self._log.write(**values)
+        self._write(step=step, **values)
+        if self._writer is not None:
+            for path in sorted((self._out / "samples").glob(f"{step:08d}*.png")):  # 00000500.png, 00000500-reconstructed.png
+                self._writer.image(path.stem.partition("-")[2] or "samples", path, step)
         self._since = time.monotonic()
 
     def close(self) -> None:
         self._bar.close()
-        if self._log is not None:
-            self._log.close()
+        for log in (self._log, self._writer):
+            if log is not None:
+                log.close()
 
     def settle(self) -> None:
         """Logs the loss that is on its way, and waits for it if it must."""
@@ -60,9 +69,13 @@ class Progress:
         loss, now = reading.value(), time.monotonic()
         expect_finite(loss, values["step"])
         speed, self._since = images / (now - self._since), now
-        if self._log is not None:
-            self._log.write(**values, loss=loss, images_per_second=round(speed, 1))
+        self._write(**values, loss=loss, images_per_second=round(speed, 1))
         self._bar.set_postfix_str(f"loss {loss:.4g}, {speed:.0f} images/s")
+
+    def _write(self, **values: Any) -> None:
+        for log in (self._log, self._writer):
+            if log is not None:
+                log.write(**values)
 
 
 class Reading:

@@ -38,6 +38,7 @@ from fastgen.ranks import Vote, barrier, expect_own_device, joined, mark, mean, 
 from fastgen.run import describe, make_diffusion
 from fastgen.sharding import accumulating, distribute, gathered, shard
 from fastgen.training_state import restore_state, save_state
+from fastgen.writers import expect_writer
 
 TIME_IS_UP = 1  # what a rank votes to stop for, besides signals, whose numbers are larger
 
@@ -69,6 +70,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     shares = world() * config.accumulation
     divides = config.batch_size % shares == 0
     expect("batch_size", config.batch_size, divides, f"a multiple of {shares}, {world()} ranks times the accumulation")
+    expect_writer(config.log_to)
     deadline = time.monotonic() + 60 * (config.max_minutes or math.inf)
     if config.threads is not None:
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
@@ -147,7 +149,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     run_step = GraphedStep(update) if graphed else update
     losses: list[Tensor] = []
     stop, vote = 0, Vote()
-    with Interruption() as interruption, closing(Progress(out, step, config.steps)) as progress:
+    with Interruption() as interruption, closing(Progress(out, step, config)) as progress:
         while step < config.steps and not (stop := vote(interruption.signal or int(time.monotonic() >= deadline))):
             image, label = next(batches)
             key = noise_key(config.seed, streams.NOISE, step, samples, device)

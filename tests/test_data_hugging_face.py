@@ -180,7 +180,7 @@ def test_training_on_a_saved_folder(tmp_path, capsys):
 
 def test_without_the_package(monkeypatch, tmp_path, capsys):
     made().save_to_disk(tmp_path / "set")
-    monkeypatch.setattr("fastgen.data.hugging_face.find_spec", lambda name: None)
+    monkeypatch.setattr("fastgen.errors.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as stop:
         main(["train", "folder32", "--data.source", str(tmp_path / "set"), "--out", str(tmp_path / "run")])
     assert stop.value.code == 2

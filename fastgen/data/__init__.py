@@ -1,4 +1,4 @@
-"""Data sets as uint8 batches: `open_dataset` takes a name, a folder, a numpy file, an array, a torch Dataset or a Hugging Face one."""
+"""Data sets as uint8 batches: `open_dataset` takes a name, a folder, a numpy file, an array or a Dataset."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -5,7 +5,6 @@ Nothing is downloaded and no pickle is read: a saved data set is Arrow tables an
 
 import io
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fastgen.data.dataset import NoTestSplit
 from fastgen.data.pixels import from_picture
 from fastgen.data.reader import BrokenImage
 from fastgen.data.torch_source import LABEL_KEYS
+from fastgen.errors import expect_package
 
 
 class HuggingFaceSource:
@@ -76,8 +76,7 @@ def is_saved(folder: Path) -> bool:
 
 def load_saved(folder: Path) -> Any:
     """What save_to_disk wrote. Raises ModuleNotFoundError without the package, ValueError for a folder that it cannot read."""
-    if find_spec("datasets") is None:
-        raise ModuleNotFoundError(f'open_dataset("{folder}"), which save_to_disk wrote, needs datasets: pip install datasets')
+    expect_package("datasets", f'open_dataset("{folder}"), which save_to_disk wrote,')
     import datasets
 
     try:
