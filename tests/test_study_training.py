@@ -1,0 +1,41 @@
+"""The study of training: every number comes to be, and the page is made of them."""
+
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from benchmarks import study_report, study_training
+from benchmarks.record import read_json, write_json
+
+
+def test_a_tiny_study_and_its_page(tmp_path):
+    size = study_training.Size(seeds=2, steps=1, batch=8, drawn=30, draws=3, looks=1, timed=1)
+    write_json(tmp_path / "training.json", study_training.run(size))
+    record = read_json(tmp_path / "training.json", None)
+    study_report.report(record, tmp_path)
+    text = (tmp_path / "training.md").read_text()
+    assert len(record["runs"]) == 2 * len(study_training.VARIANTS)
+    for name in study_training.VARIANTS:
+        first, second = (run["curve"]["1"]["frechet"] for run in study_report.runs(record, name))
+        assert f"| {name} | {(first + second) / 2:.3f} ± {abs(first - second) / 2**0.5:.3f} |" in text
+    for kind in study_training.AVERAGES:
+        assert f"| {kind} | " in text
+    assert record["checkpointing"]["weights_differ_by"] == 0  # the same numbers, computed twice
+    assert not re.search("nan|inf|None", text)
+    assert (tmp_path / "training.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("kind", [kind for kind in study_training.AVERAGES if "width" in kind])
+def test_powers_have_the_width_that_they_are_called_by(kind):
+    """The standard deviation of the updates that an average is of, over their number, by the shares that the decays give them."""
+    n = 3000
+    decays = np.array([study_training.AVERAGES[kind](m) for m in range(1, n + 1)])
+    shares = (1 - decays) * np.append(np.cumprod(decays[:0:-1])[::-1], 1)
+    places = np.arange(1, n + 1) / n
+    assert shares.sum() == pytest.approx(1)
+    deviation = np.sqrt(shares @ places**2 - (shares @ places) ** 2)
+    assert deviation == pytest.approx(float(kind.split()[-1]), rel=0.01)
