@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import streams
-from fastgen.diffusion import Diffusion, null_label
+from fastgen.denoiser import null_label
+from fastgen.diffusion import Diffusion
 from fastgen.errors import lookup
 from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
 from fastgen.models.vae import VariationalAutoencoder

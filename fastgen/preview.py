@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fastgen import streams
 from fastgen.config import TrainConfig
 from fastgen.data import ImageDataset
+from fastgen.denoiser import null_label
 from fastgen.device import autocast
-from fastgen.diffusion import null_label
 from fastgen.functional import noise_key
 from fastgen.generate import generate, sample_labels
 from fastgen.images import save_grid
