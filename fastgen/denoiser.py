@@ -122,9 +122,10 @@ def null_label(net: nn.Module) -> int | None:
 def check_label(argument: str, label: Tensor | None, net: nn.Module) -> None:
     """Raises ValueError for a label beyond the network's classes and its null label."""
     num_classes = getattr(net, "num_classes", None)
-    # What a CUDA graph records cannot be waited for; it has been run once before.
-    if label is None or num_classes is None or label.numel() == 0 or torch.cuda.is_current_stream_capturing():
+    if label is None or num_classes is None or label.numel() == 0:
         return
+    if label.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # what a CUDA graph records cannot be waited for; it has been run, and checked, before
     last = num_classes if null_label(net) is not None else num_classes - 1
     low, high = int(label.min()), int(label.max())
     expect(argument, low if low < 0 else high, low >= 0 and high <= last, f"labels from 0 to {last}")

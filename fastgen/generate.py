@@ -42,7 +42,8 @@ def generate(
     draw = lookup("sampler", settings.sampler, SAMPLERS)
     times = uniform_times(settings.steps, key.device)
     noise = philox_normal((key.shape[0], *shape), at(key, stream=streams.START))
-    return to_uint8(draw(denoise, denoise.schedule.sigma(times[0]) * noise, times, key=key, callback=callback))
+    x = denoise.schedule.sigma(times[:1]) * noise  # (1,): as an index, a number on the device would be waited for
+    return to_uint8(draw(denoise, x, times, key=key, callback=callback))
 
 
 def in_tiles(draw: Callable[[range], Tensor], samples: range, size: int) -> Tensor:

@@ -1,5 +1,7 @@
 """What `fastgen train PRESET` can be given: one table."""
 
+from dataclasses import replace
+
 from fastgen.config import DataConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 
 PRESETS: dict[str, TrainConfig] = {
@@ -48,3 +50,7 @@ PRESETS: dict[str, TrainConfig] = {
         model=UNetConfig(channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1,), dropout=0.1),
     ),
 }
+
+# Models that see a part of the image: drawn with labels half of the time, since one may or may not know what an image is of.
+for _name, _condition in (("mnist-upscale", "low_resolution"), ("mnist-inpaint", "hole")):
+    PRESETS[_name] = replace(PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition=_condition))

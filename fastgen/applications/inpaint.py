@@ -52,8 +52,8 @@ def inpaint(
         x0 = from_uint8(image)
         beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
         denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
-        x = denoise.schedule.sigma(times[0]) * philox_normal(x0.shape, at(key, stream=streams.START))
-        x = x + denoise.schedule.alpha(times[0]) * x0.masked_fill(missing, 0)
+        x = denoise.schedule.sigma(times[:1]) * philox_normal(x0.shape, at(key, stream=streams.START))
+        x = x + denoise.schedule.alpha(times[:1]) * x0.masked_fill(missing, 0)
         x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
         return torch.where(missing, to_uint8(x), image)
 
@@ -85,14 +85,14 @@ def repaint(
         stretch = times[first : first + jump + 1]
         for again in range(resample):
             if again:
-                x = noised_again(denoise.schedule, x, stretch[-1], stretch[0], at(key, stream=streams.RESAMPLE, step=count))
+                x = noised_again(denoise.schedule, x, stretch[-1:], stretch[:1], at(key, stream=streams.RESAMPLE, step=count))
             x = sampler(denoise, x, stretch, key=reseeded(key, count), callback=callback)
             count += 1
     return x
 
 
 def noised_again(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, key: Tensor) -> Tensor:
-    """A sample of q(x_t | x_s), s < t: alpha_t / alpha_s · x_s, and noise of what variance is then missing."""
+    """A sample of q(x_t | x_s), s < t, each (1,): alpha_t / alpha_s · x_s, and noise of what variance is then missing."""
     shrink = schedule.alpha(t) / schedule.alpha(s)
     deviation = (schedule.sigma(t) ** 2 - (shrink * schedule.sigma(s)) ** 2).clamp(min=0).sqrt()
     return (shrink * x + deviation * philox_normal(x.shape, key)).to(x.dtype)

@@ -27,16 +27,22 @@ def upscale(
     label: what the images are of, where that is known. guide, batch_size, callback, settings: as for Run.sample. Raises
     ValueError for a run that was not trained with the condition low_resolution, and for images of another size.
     """
-    condition = run.condition
-    if not isinstance(condition, LowResolution):
-        raise ValueError(f"run: expected one trained with diffusion.condition low_resolution, got {str(run.path)!r}")
-    channels, height, width = run.shape
-    check_images("images", images, (channels, height // condition.factor, width // condition.factor))
+    check_images("images", images, small_shape(run))
+    factor = run.shape[1] // images.shape[2]
     options = Sampling(**settings)
 
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         small = from_uint8(images[rows].to(run.device))
-        denoise = run.denoiser(label, options, guide=guide, beside=enlarged(small, condition.factor))
+        denoise = run.denoiser(label, options, guide=guide, beside=enlarged(small, factor))
         return generate(denoise, run.shape, key, options, callback)
 
     return in_batches(run, len(images), label, options.seed, batch_size, draw)
+
+
+def small_shape(run: Run) -> tuple[int, int, int]:
+    """The shape of the images that the run enlarges. Raises ValueError for a run that does not."""
+    condition = run.condition
+    if not isinstance(condition, LowResolution):
+        raise ValueError(f"run: expected one trained with diffusion.condition low_resolution, got {str(run.path)!r}")
+    channels, height, width = run.shape
+    return channels, height // condition.factor, width // condition.factor
