@@ -51,6 +51,12 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 
-# Models that see a part of the image: drawn with labels half of the time, since one may or may not know what an image is of.
-for _name, _condition in (("mnist-upscale", "low_resolution"), ("mnist-inpaint", "hole")):
-    PRESETS[_name] = replace(PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition=_condition))
+# Half of the labels are left out in training, since one may or may not know what an image is of.
+PRESETS |= {
+    "mnist-upscale": replace(
+        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="low_resolution")
+    ),
+    "mnist-inpaint": replace(
+        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="hole")
+    ),
+}

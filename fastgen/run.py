@@ -125,6 +125,8 @@ class Run:
             return None
         if label is None:
             raise ValueError(f"negative: expected none without a label, got {settings.negative}")
+        last = (self.num_classes or 0) - 1
+        expect("negative", settings.negative, 0 <= settings.negative <= last, f"a class from 0 to {last}")
         return torch.full_like(label, settings.negative)
 
     def autocast(self) -> torch.autocast:

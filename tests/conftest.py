@@ -10,6 +10,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from tests.command import FRAME
+
 torch.set_num_threads(1)
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -62,3 +64,34 @@ def _kernels(request):
     chosen = "path" in request.fixturenames or request.node.get_closest_marker("kernels") is not None
     with patch("fastgen_kernels.dispatch._enabled", True) if chosen else nullcontext():
         yield
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused("train", "mnst"): what the command line says on stderr, in few lines, before it exits with 2."""
+    from fastgen.cli import main
+
+    def refused(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out) == (2, "")
+        assert "Traceback" not in err
+        assert 0 < err.count("\n") <= 16
+        return " ".join(FRAME.sub(" ", err).split())
+
+    return refused
+
+
+@pytest.fixture
+def done(capsys):
+    """done("sample", run): the lines on stdout of a command that succeeds."""
+    from fastgen.cli import main
+
+    def done(*arguments):
+        capsys.readouterr()
+        main([str(a) for a in arguments])
+        return capsys.readouterr().out.splitlines()
+
+    return done

@@ -1,4 +1,4 @@
-"""Drawing as one CUDA graph. What it imports is there wherever torch is: GPU tests are run without the command line's packages."""
+"""Drawing as one CUDA graph. It imports what is there wherever torch is, since GPU tests are run without further packages."""
 
 import pytest
 import torch

@@ -30,7 +30,6 @@ def edit(
     strength 0 gives the images back, 1 draws new ones. The steps of the sampler that lie below strength are made. guide,
     batch_size, callback, settings: as for Run.sample. Raises ValueError for what the model cannot do.
     """
-    expect("strength", strength, 0 <= strength <= 1, "a number in [0, 1]")
     check_images("images", images, run.shape)
     options = Sampling(**settings)
     sampler = lookup("sampler", options.sampler, SAMPLERS)
@@ -49,5 +48,6 @@ def edit(
 
 
 def steps_of(strength: float, steps: int) -> int:
-    """How many of `steps` lie below t = strength; one at least."""
+    """How many of `steps` lie below t = strength; one at least. Raises ValueError for a strength that is not in [0, 1]."""
+    expect("strength", strength, 0 <= strength <= 1, "a number in [0, 1]")
     return max(1, round(strength * steps))
