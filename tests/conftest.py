@@ -4,6 +4,7 @@ Triton interprets kernels."""
 import os
 import re
 from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
 from unittest.mock import patch
 
@@ -95,3 +96,50 @@ def done(capsys):
         return capsys.readouterr().out.splitlines()
 
     return done
+
+
+# What slow tests of the digits share, made once.
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """trained("mnist"): the run that `fastgen train mnist` leaves, trained as a user does."""
+    from fastgen import load
+    from tests.command import run
+
+    @cache
+    def trained(preset):
+        folder = tmp_path_factory.mktemp(preset)
+        result = run("train", preset, "--out", "run", cwd=folder)
+        assert result.returncode == 0, result.stderr
+        return load(folder / "run")
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def real_digits():
+    """All 4,500 that are trained on, uint8 (N, 1, 28, 28), and their labels."""
+    from fastgen import open_dataset
+
+    return next(open_dataset("mnist").batches(4_500))
+
+
+@pytest.fixture(scope="session")
+def held_out_digits():
+    from fastgen import open_dataset
+
+    return next(open_dataset("mnist", split="test").batches(500))
+
+
+@pytest.fixture(scope="session")
+def classifier(held_out_digits):
+    """A CNN that knows digits: what it makes of drawn ones is what they are judged by."""
+    from fastgen import open_dataset
+    from tests.digit_classifier import train_classifier
+
+    model = train_classifier(open_dataset("mnist"))
+    image, label = held_out_digits
+    with torch.no_grad():
+        assert (model(image).argmax(1) == label).float().mean() > 0.97  # a judge that errs would prove nothing
+    return model
