@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import checkpoint, streams
-from fastgen.conditions import Beside, Condition, make_condition
+from fastgen.conditions import Beside, Condition, LowResolution, make_condition
 from fastgen.config import ConvVAEConfig, DiffusersConfig, TrainConfig, UNetConfig
 from fastgen.config_file import load_yaml, plain
 from fastgen.cuda_graph import Graphed
@@ -189,6 +189,9 @@ def describe(config: TrainConfig, shape: tuple[int, ...], num_classes: int | Non
     if isinstance(model, UNetConfig):
         _expect_multiples(model.patch * 2 ** (len(model.multipliers) - 1), height, width)
         condition = make_condition(config.diffusion)
+        if isinstance(condition, LowResolution):
+            fits = height % condition.factor == width % condition.factor == 0
+            expect("diffusion.factor", condition.factor, fits, f"a divisor of the images' sides, {height}x{width}")
         beside = 0 if condition is None else condition.channels(channels)
         name, arguments = "UNet", arguments | {"in_channels": channels + beside, "num_classes": num_classes}
         arguments |= {"out_channels": channels} if beside else {}
