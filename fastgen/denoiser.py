@@ -100,15 +100,16 @@ class Denoiser:
         if self.interval == ALWAYS:
             return self.guidance
         low, high = self.interval
-        return torch.where((t > low) & (t <= high), self.guidance, 1.0)
+        return torch.where((t > low) & (t <= high), torch.full_like(t, self.guidance), 1.0)
 
 
 def rescaling(out: Tensor, other: Tensor, w: float | Tensor, phi: float) -> Tensor | None:
     """phi · std(out) / std(guided) + 1 - phi, (N,), over the elements of a sample; None for phi = 0."""
     if phi == 0:
         return None
-    out, other = out.float().flatten(1), other.float().flatten(1)
-    guided = torch.lerp(other, out, w[:, None] if isinstance(w, Tensor) else w)
+    dtype = torch.promote_types(out.dtype, torch.float32)
+    out, other = out.to(dtype).flatten(1), other.to(dtype).flatten(1)
+    guided = other + (w[:, None] if isinstance(w, Tensor) else w) * (out - other)
     deviation, of_guided = out.std(1), guided.std(1)
     ratio = torch.where(of_guided > 0, deviation / of_guided, 1.0)
     return phi * ratio + (1 - phi)

@@ -93,6 +93,13 @@ def test_an_interval_guides_inside_and_is_the_network_outside():
     assert first(denoise(X, torch.tensor([0.1, 0.5]))).tolist() == [plain[0], guided[1]]
 
 
+def test_the_weight_is_as_precise_as_t():
+    x, t = X.double(), HALF.double()
+    always = denoiser(Conditional(0.3), label=LABEL, guidance=1.1)(x, t)
+    inside = denoiser(Conditional(0.3), label=LABEL, guidance=1.1, interval=(0.25, 0.75))(x, t)
+    torch.testing.assert_close(inside, always, rtol=1e-12, atol=1e-12)
+
+
 def test_an_interval_guides_the_steps_inside_it_alone():
     """The last of four steps has t = 1/4, which is outside of (1/4, 1], so what comes out is not guided at all."""
     denoise = denoiser(Conditional(), label=LABEL, guidance=5.0, interval=(0.25, 1.0))
