@@ -28,5 +28,5 @@ class Sampling:
         low, high = self.interval
         expect("interval", self.interval, 0 <= low < high <= 1, "two numbers with 0 <= low < high <= 1")
         expect("rescale", self.rescale, 0 <= self.rescale <= 1, "a number in [0, 1]")
-        expect("steps", self.steps, self.steps >= 1, "at least 1")
+        expect("steps", self.steps, self.steps >= 1, "a whole number >= 1")
         expect("seed", self.seed, 0 <= self.seed < 2**63, "a whole number >= 0")

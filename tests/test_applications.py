@@ -111,7 +111,7 @@ def test_resampling_brings_the_hole_to_its_conditional(schedule):
     assert deviations[1] == pytest.approx((1 - 0.9**2) ** 0.5 / 2, rel=0.1)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "rectified_flow"])
 def test_noising_again_is_the_forward_process(schedule):
     schedule, n = SCHEDULES[schedule](), 20_000
     s, t = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
@@ -230,7 +230,7 @@ def test_the_objective_shows_the_network_the_condition():
 # Interpolating
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "rectified_flow"])
 def test_inverting_ddim_nears_the_noise_that_gives_the_image(schedule):
     """Half the error at twice the steps, on a model that is exact."""
     denoise = Correlated(schedule)
@@ -286,7 +286,7 @@ WRONG = [
     (lambda run: edit(run, images(), 1.1), r"strength: expected a number in \[0, 1\], got 1.1"),
     (lambda run: edit(run, images(), float("nan")), r"strength: expected a number in \[0, 1\], got nan"),
     (lambda run: edit(run, images(side=9), 0.5), "images: expected uint8 images"),
-    (lambda run: edit(run, images(), 0.5, steps=0), "steps: expected at least 1, got 0"),
+    (lambda run: edit(run, images(), 0.5, steps=0), "steps: expected a whole number >= 1, got 0"),
     (lambda run: edit(run, images(), 0.5, guidance=float("nan")), "guidance: expected a finite number, got nan"),
     (lambda run: edit(run, images(), 0.5, label=3, negative=12), "negative: expected a class from 0 to 9, got 12"),
     (lambda run: edit(run, images(), 0.5, negative=3), "negative: expected none without a label, got 3"),

@@ -386,7 +386,7 @@ def test_the_run_may_come_last(runs, done):
         ("unlabelled --guidance 2", "guidance: expected 1, since the model has no classes, got 2.0"),
         ("labelled --guidance nan", "guidance: expected a finite number, got nan"),
         ("labelled --sampler EULR", "sampler: expected one of euler, ddim, ddpm, got 'EULR'; did you mean euler?"),
-        ("labelled --steps 0", "steps: expected at least 1, got 0"),
+        ("labelled --steps 0", "steps: expected a whole number >= 1, got 0"),
         ("labelled --n 0", "n: expected a whole number >= 1, got 0"),
         ("labelled --batch-size 0", "batch_size: expected a whole number >= 1, got 0"),
         ("labelled --seed -1", "seed: expected a whole number >= 0, got -1"),

@@ -171,7 +171,7 @@ def test_a_colour_image_becomes_grey_and_one_image_is_written_as_it_is(tmp_path)
         ("edit labelled image.png --strength 1.5", "strength: expected a number in [0, 1], got 1.5"),
         ("edit labelled image.png --strength nan", "strength: expected a number in [0, 1], got nan"),
         ("edit labelled image.png --steps 1.5", "Error parsing --steps: invalid literal for int() with base 10: '1.5'"),
-        ("edit labelled image.png --steps -5", "steps: expected at least 1, got -5"),
+        ("edit labelled image.png --steps -5", "steps: expected a whole number >= 1, got -5"),
         ("edit labelled image.png --preview-every 0", "preview_every: expected a number >= 1, got 0"),
         ("edit labelled image.png --negative 3", "negative: expected none without a label, got 3"),
         ("upscale labelled small.png", "run: expected one trained with diffusion.condition low_resolution, got 'labelled'"),

@@ -138,7 +138,7 @@ WRONG = [
     ({"n": 0}, r"n: expected a whole number >= 1, got 0"),
     ({"n": -3}, r"n: expected a whole number >= 1, got -3"),
     ({"batch_size": 0}, r"batch_size: expected a whole number >= 1, got 0"),
-    ({"steps": 0}, r"steps: expected at least 1, got 0"),
+    ({"steps": 0}, r"steps: expected a whole number >= 1, got 0"),
     ({"seed": -1}, r"seed: expected a whole number >= 0, got -1"),
     ({"seed": 2**63}, r"seed: expected a whole number >= 0, got 9223372036854775808"),
     ({"guidance": float("nan")}, r"guidance: expected a finite number, got nan"),
