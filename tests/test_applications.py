@@ -121,6 +121,26 @@ def test_noising_again_is_the_forward_process(schedule):
     assert x_t.std() == pytest.approx(schedule.sigma(t).item(), rel=0.02)
 
 
+def test_steps_are_counted_through_and_without_going_back_the_sampler_is_run_once(run):
+    seen, starts = [], []
+
+    def callback(i, x, x0_hat):
+        seen.append(i)
+
+    inpaint(run, images(), half(), steps=5, resample=2, jump=2, callback=callback)
+    assert seen == list(range(10))
+
+    def spy(denoise, x, times, **options):
+        starts.append(len(times))
+        return x
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAMPLERS, "spy", spy)
+        inpaint(run, images(), half(), steps=5, sampler="spy")
+        inpaint(run, images(), half(), steps=5, sampler="spy", resample=2, jump=3)
+    assert starts == [6, 4, 4, 3, 3]
+
+
 def test_every_stretch_has_noise_of_its_own():
     key = noise_key(5, samples=3)
     assert torch.equal(reseeded(key, 0), key)

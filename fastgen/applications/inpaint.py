@@ -80,15 +80,21 @@ def repaint(
 ) -> Tensor:
     """The sampler over stretches of `jump` steps, each made `resample` times, going back to where it began between them (RePaint,
     Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1 and section 4.2). A sampler that remembers steps forgets them there."""
-    count = 0
+    jump = len(times) - 1 if resample == 1 else jump  # without going back it is the sampler as it is
+    count = done = 0
     for first in range(0, len(times) - 1, jump):
         stretch = times[first : first + jump + 1]
         for again in range(resample):
             if again:
                 x = noised_again(denoise.schedule, x, stretch[-1:], stretch[:1], at(key, stream=streams.RESAMPLE, step=count))
-            x = sampler(denoise, x, stretch, key=reseeded(key, count), callback=callback)
-            count += 1
+            x = sampler(denoise, x, stretch, key=reseeded(key, count), callback=counting_on(callback, done))
+            count, done = count + 1, done + len(stretch) - 1
     return x
+
+
+def counting_on(callback: Callback | None, done: int) -> Callback | None:
+    """The callback of a sampler that goes on after `done` steps."""
+    return None if callback is None else lambda i, x, x0_hat: callback(done + i, x, x0_hat)
 
 
 def noised_again(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, key: Tensor) -> Tensor:
