@@ -95,11 +95,13 @@ class DiffusersConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    schedule: Literal["linear", "cosine", "sigmoid", "rectified_flow", "diffusers"] = "rectified_flow"
+    schedule: Literal[
+        "linear", "linear_zero_snr", "cosine", "cosine_zero_snr", "sigmoid", "rectified_flow", "edm", "diffusers"
+    ] = "rectified_flow"
     """diffusers: that of the scheduler which --init-from gave."""
-    prediction: Literal["eps", "x0", "v", "flow"] = "flow"
-    weighting: Literal["uniform", "min_snr"] = "uniform"
-    times: Literal["uniform", "stratified", "logit_normal"] = "uniform"
+    prediction: Literal["eps", "x0", "v", "flow", "edm"] = "flow"
+    weighting: Literal["uniform", "min_snr", "p2", "edm", "vlb"] = "uniform"
+    times: Literal["uniform", "stratified", "logit_normal", "edm"] = "uniform"
     """How t is drawn in training."""
     loss: Literal["mse", "l1", "huber", "charbonnier"] = "mse"
     label_dropout: float = 0.1

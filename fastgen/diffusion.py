@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from fastgen.interchange.scheduler import schedule_of
 from fastgen.interchange.scheduler_config import prediction_of, read_scheduler
 from fastgen.schedules import SCHEDULES, Schedule
 from fastgen_kernels.q_sample import Target
+
+Prediction = Literal["eps", "x0", "v", "flow", "edm"]
+SIGMA_DATA = 0.5  # the deviation of images in [-1, 1], as EDM has it
 
 
 class Preconditioning(NamedTuple):
@@ -46,21 +49,58 @@ def _flow(alpha: Tensor, sigma: Tensor) -> Preconditioning:
     return Preconditioning(None, 1 / total, -sigma / total)
 
 
-def _uniform(log_snr: Tensor, c_out: Tensor) -> Tensor:
+def _edm(alpha: Tensor, sigma: Tensor) -> Preconditioning:
+    """Input and target of unit variance (Karras et al. 2022, arXiv:2206.00364, table 1), in x_t / alpha on any schedule."""
+    deviation = (sigma**2 + (SIGMA_DATA * alpha) ** 2).sqrt()  # of x_t
+    return Preconditioning(1 / deviation, alpha * (SIGMA_DATA / deviation) ** 2, sigma * SIGMA_DATA / deviation)
+
+
+def _uniform(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
     """1 on the prediction's own error."""
-    return torch.ones_like(log_snr)
+    return torch.ones_like(c_out)
 
 
-def _min_snr(log_snr: Tensor, c_out: Tensor, gamma: float = 5.0) -> Tensor:
+def _min_snr(schedule: Schedule, t: Tensor, c_out: Tensor, gamma: float = 5.0) -> Tensor:
     """min(SNR, gamma) on the error of x0 (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
-    return log_snr.exp().clamp(max=gamma) * c_out**2
+    return schedule.log_snr(t).exp().clamp(max=gamma) * c_out**2
 
 
-PREDICTIONS: dict[str, Callable[[Tensor, Tensor], Preconditioning]] = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow}
+def _p2(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
+    """1 / (1 + SNR) on the error of eps, SNR / (1 + SNR) on that of x0 (Choi et al. 2022, arXiv:2204.00227, eq. 8 with k = gamma
+    = 1)."""
+    return schedule.log_snr(t).sigmoid() * c_out**2
+
+
+def _edm_weight(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
+    """(sigma² + sigma_data²) / (sigma · sigma_data)² on the error of x0, where sigma is sigma / alpha: 1 on EDM's own prediction
+    (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+    return (schedule.log_snr(t).exp() + SIGMA_DATA**-2) * c_out**2
+
+
+def _vlb(schedule: Schedule, t: Tensor, c_out: Tensor) -> Tensor:
+    """-SNR'(t) / 2 on the error of x0 (Kingma et al. 2021, arXiv:2107.00630, section 5): with t uniform the loss is the diffusion
+    term of the variational bound, in nats per element."""
+    return schedule.snr_decay(t) / 2 * c_out**2
+
+
+PREDICTIONS: dict[str, Callable[[Tensor, Tensor], Preconditioning]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "v": _v,
+    "flow": _flow,
+    "edm": _edm,
+}
 
 # A weight multiplies the squared error of the prediction. One that is stated on the error of x0 becomes that by c_out²,
-# since x0_hat - x0 = c_out · (prediction - target): so a weighting means the same for every prediction.
-WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"uniform": _uniform, "min_snr": _min_snr}
+# since x0_hat - x0 = c_out · (prediction - target): so a weighting means the same for every prediction. Those that grow with
+# the SNR have no value at t = 0.
+WEIGHTINGS: dict[str, Callable[[Schedule, Tensor, Tensor], Tensor]] = {
+    "uniform": _uniform,
+    "min_snr": _min_snr,
+    "p2": _p2,
+    "edm": _edm_weight,
+    "vlb": _vlb,
+}
 
 
 class Diffusion:
@@ -70,13 +110,13 @@ class Diffusion:
     that eps could give back.
     """
 
-    def __init__(self, schedule: Schedule | str, prediction: Target = "flow", weighting: str = "uniform"):
+    def __init__(self, schedule: Schedule | str, prediction: Prediction = "flow", weighting: str = "uniform"):
         self.schedule: Schedule = lookup("schedule", schedule, SCHEDULES)() if isinstance(schedule, str) else schedule
         self.prediction, self.weighting = prediction, weighting
         lookup("prediction", prediction, PREDICTIONS)
         lookup("weighting", weighting, WEIGHTINGS)
         if prediction == "eps" and self.schedule.zero_terminal_snr:
-            raise ValueError("prediction: expected 'v', 'x0' or 'flow' on a schedule with zero terminal SNR, got 'eps'")
+            raise ValueError("prediction: expected 'v', 'x0', 'flow' or 'edm' on a schedule with zero terminal SNR, got 'eps'")
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, weighting: str = "uniform") -> "Diffusion":
@@ -96,7 +136,17 @@ class Diffusion:
 
     def weight(self, t: Tensor) -> Tensor:
         """The weight of the prediction's squared error at t, of t's shape."""
-        return WEIGHTINGS[self.weighting](self.schedule.log_snr(t), self.preconditioning(t).c_out)
+        return WEIGHTINGS[self.weighting](self.schedule, t, self.preconditioning(t).c_out)
+
+    def target(self, t: Tensor) -> tuple[Target, Tensor, Tensor]:
+        """What the prediction at t is compared with, as q_sample and denoising_loss take it: target, alpha and sigma."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if self.prediction != "edm":
+            return self.prediction, alpha, sigma
+        # (x0 - c_skip·x_t) / c_out is a v of other coefficients.
+        c_in = PREDICTIONS["edm"](alpha, sigma).c_in
+        assert c_in is not None
+        return "v", -SIGMA_DATA * alpha * c_in, -sigma / SIGMA_DATA * c_in
 
     def denoiser(self, net: nn.Module, **options: Any) -> Denoiser:
         """denoise(x_t, t) -> x0_hat for the samplers; the options are those of `fastgen.denoiser.Denoiser`: label, context,

@@ -11,6 +11,7 @@ from fastgen.errors import lookup
 from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
 from fastgen.models.vae import VariationalAutoencoder
 from fastgen.pixels import from_uint8
+from fastgen.schedules import Schedule
 from fastgen_kernels.diffusion_loss import Kind
 
 
@@ -59,7 +60,7 @@ class DiffusionObjective(nn.Module):
         """x0: (N, C, *S), floating in [-1, 1] or uint8. key: t, noise and label dropout are drawn from it, (N, 4); from torch's
         generator when None."""
         key = fresh_key(x0.shape[0], x0.device) if key is None else key
-        t = TIMES[self.times](at(key, stream=streams.TIME), self.strata)
+        t = TIMES[self.times](at(key, stream=streams.TIME), self.strata, self.diffusion.schedule)
         label, context = self._drop(label, context, key)
 
         alpha, sigma = self.diffusion.schedule.alpha(t), self.diffusion.schedule.sigma(t)
@@ -71,7 +72,8 @@ class DiffusionObjective(nn.Module):
         if self.condition is not None:
             x_t = torch.cat([x_t, self.condition(from_uint8(x0), at(key, stream=streams.CONDITION)).to(x_t.dtype)], dim=1)
         pred, weight = self.net(x_t, t, label, context), self.diffusion.weight(t)
-        return denoising_loss(pred, x0, alpha, sigma, noise, weight, target=self.diffusion.prediction, kind=self.loss)
+        target, alpha, sigma = self.diffusion.target(t)
+        return denoising_loss(pred, x0, alpha, sigma, noise, weight, target=target, kind=self.loss)
 
     def _drop(self, label: Tensor | None, context: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.label_dropout == 0 or (label is None and context is None):
@@ -87,20 +89,25 @@ class DiffusionObjective(nn.Module):
         return label, context
 
 
-def _uniform(key: Tensor, strata: int | None) -> Tensor:
+def _uniform(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
     return philox_uniform((key.shape[0],), key)
 
 
-def _stratified(key: Tensor, strata: int | None) -> Tensor:
+def _stratified(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
     """Sample i of B lies in [i / B, (i + 1) / B): the batch covers [0, 1] evenly (VDM, Kingma et al. 2021, arXiv:2107.00630,
     appendix I.1)."""
     strata = strata or key.shape[0]
-    return (key[:, 3] % strata + _uniform(key, None)) / strata
+    return (key[:, 3] % strata + philox_uniform((key.shape[0],), key)) / strata
 
 
-def _logit_normal(key: Tensor, strata: int | None) -> Tensor:
+def _logit_normal(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
     """t = sigmoid(n), n ~ N(0, 1) (Stable Diffusion 3, Esser et al. 2024, arXiv:2403.03206, section 3.1)."""
     return philox_normal((key.shape[0],), key).sigmoid()
 
 
-TIMES = {"uniform": _uniform, "stratified": _stratified, "logit_normal": _logit_normal}
+def _edm(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
+    """ln(sigma / alpha) ~ N(-1.2, 1.2²) (Karras et al. 2022, arXiv:2206.00364, table 1), within what the schedule has."""
+    return schedule.time(-2 * (1.2 * philox_normal((key.shape[0],), key) - 1.2))
+
+
+TIMES = {"uniform": _uniform, "stratified": _stratified, "logit_normal": _logit_normal, "edm": _edm}

@@ -19,7 +19,7 @@ class Sampling:
     steps: int = 25
     """Steps of the sampler."""
     sampler: str = "euler"
-    """euler, ddim or ddpm."""
+    """ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde or unipc."""
     seed: int = 0
     """Image i depends on the seed and i alone."""
 

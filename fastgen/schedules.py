@@ -1,8 +1,9 @@
 """Noise schedules: x_t = alpha(t)·x0 + sigma(t)·eps, with t in [0, 1], 0 clean and 1 noise.
 
-A schedule has `alpha(t)`, `sigma(t)` and `log_snr(t)` = log(alpha²/sigma²), each taking a floating tensor of any shape and
-returning one of the same shape, and `zero_terminal_snr`: whether nothing of x0 is left at t = 1. The arithmetic is fp32, or
-fp64 where t is; a table in bf16 would give zero noise at small t.
+A schedule has `alpha(t)`, `sigma(t)`, `log_snr(t)` = log(alpha²/sigma²) and `snr_decay(t)` = -d SNR / dt, each taking a floating
+tensor of any shape and returning one of the same shape; `time(log_snr)`, the t in [0, 1] that is nearest to having that log-SNR;
+and `zero_terminal_snr`: whether nothing of x0 is left at t = 1. The arithmetic is fp32, or fp64 where t is; a table in bf16
+would give zero noise at small t.
 
 `SCHEDULES` is the table of names that configurations use.
 """
@@ -12,7 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from fastgen.errors import expect
 
 
 class Schedule(Protocol):
@@ -21,6 +25,8 @@ class Schedule(Protocol):
     def alpha(self, t: Tensor) -> Tensor: ...
     def sigma(self, t: Tensor) -> Tensor: ...
     def log_snr(self, t: Tensor) -> Tensor: ...
+    def snr_decay(self, t: Tensor) -> Tensor: ...
+    def time(self, log_snr: Tensor) -> Tensor: ...
 
 
 class RectifiedFlow:
@@ -48,6 +54,50 @@ class RectifiedFlow:
     def log_snr(self, t: Tensor) -> Tensor:
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    def snr_decay(self, t: Tensor) -> Tensor:
+        t = _at_least_fp32(t)
+        return 2 * (1 - t) / (self.shift**2 * t**3)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (-_at_least_fp32(log_snr) / 2 - math.log(self.shift)).sigmoid()
+
+
+class EDM:
+    """alpha = 1, sigma from 0 to sigma_max (Karras et al. 2022, arXiv:2206.00364, table 1).
+
+    sigma(t) = sigma_min · ((1 + r·t)^rho - 1), with r such that sigma(1) = sigma_max: the paper's curve of time steps (eq. 5)
+    less its sigma_min, so that t = 0 is clean and the curve is smooth and has an inverse from end to end. Uniform times are then
+    nearly the paper's grid (`samplers.karras_times` is that grid itself), and a network reads t for the paper's log(sigma) / 4.
+    """
+
+    zero_terminal_snr = False
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0):
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+        if not 0 < rho < math.inf:
+            raise ValueError(f"rho: expected a finite number > 0, got {rho}")
+        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+        self.rate = math.expm1(math.log1p(sigma_max / sigma_min) / rho)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(_at_least_fp32(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.expm1(self.rho * torch.log1p(self.rate * _at_least_fp32(t)))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return -2 * self.sigma(t).log()
+
+    def snr_decay(self, t: Tensor) -> Tensor:
+        t = _at_least_fp32(t)
+        slope = self.sigma_min * self.rho * self.rate * (1 + self.rate * t) ** (self.rho - 1)
+        return 2 * slope / self.sigma(t) ** 3
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        sigma = (-_at_least_fp32(log_snr) / 2).exp()
+        return (torch.expm1(torch.log1p(sigma / self.sigma_min) / self.rho) / self.rate).clamp(max=1)
+
 
 class Discrete:
     """The variance-preserving chain of T betas (DDPM, Ho et al. 2020, arXiv:2006.11239, eq. 4).
@@ -74,6 +124,22 @@ class Discrete:
     def log_snr(self, t: Tensor) -> Tensor:
         log_alpha_bar = self._lookup(t)
         return log_alpha_bar - (-torch.expm1(log_alpha_bar)).log()
+
+    def snr_decay(self, t: Tensor) -> Tensor:
+        """Of the chain whose log(alpha²) is linear between the grid's points, also where it is `stepwise`; 0 where no x0 is
+        left."""
+        log_alpha_bar, table = self._lookup(t), self._table(t.device, _at_least_fp32(t).dtype)
+        fall = len(self.betas) * -table.diff()[(self.level(t) - 1).clamp(min=0)]
+        fall = torch.where(fall == math.inf, 0.0, fall)
+        return fall * log_alpha_bar.exp() / torch.expm1(log_alpha_bar) ** 2
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        log_alpha_bar = F.logsigmoid(_at_least_fp32(log_snr))
+        table = self._table(log_alpha_bar.device, log_alpha_bar.dtype)
+        index = (torch.searchsorted(-table, -log_alpha_bar) - 1).clamp(0, len(self.betas) - 1)
+        left, right = table[index], table[index + 1]
+        fraction = ((left - log_alpha_bar) / (left - right)).nan_to_num(1.0).clamp(0, 1)  # NaN: beta = 0, or -inf on either side
+        return (index + fraction) / len(self.betas)
 
     def level(self, t: Tensor) -> Tensor:
         """How many betas have been applied by t, int64: i + 1 in (i / T, (i + 1) / T], 0 at t = 0."""
@@ -120,16 +186,23 @@ def sigmoid(steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float
     return Discrete(_betas_of(lambda t: (high - ((t * (end - start) + start) / tau).sigmoid()) / (high - low), steps))
 
 
-def rectified_flow() -> RectifiedFlow:
-    """alpha = 1 - t, sigma = t."""
-    return RectifiedFlow()
+def zero_terminal_snr(chain: Discrete) -> Discrete:
+    """The chain with its alphas shifted and scaled so that nothing of x0 is left at t = 1, and the first one is as it was (Lin et
+    al. 2023, arXiv:2305.08891, algorithm 1)."""
+    alpha = (1 - chain.betas).cumprod(0).sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    alpha_bar = alpha**2
+    return Discrete(1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]]), stepwise=chain.stepwise)
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": linear,
+    "linear_zero_snr": lambda: zero_terminal_snr(linear()),
     "cosine": cosine,
+    "cosine_zero_snr": lambda: zero_terminal_snr(cosine()),
     "sigmoid": sigmoid,
-    "rectified_flow": rectified_flow,
+    "rectified_flow": RectifiedFlow,
+    "edm": EDM,
 }
 
 
@@ -139,8 +212,7 @@ def _betas_of(alpha_bar: Callable[[Tensor], Tensor], steps: int, cap: float = 0.
 
 
 def _positive(steps: int) -> int:
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
     return steps
 
 

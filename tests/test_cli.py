@@ -207,7 +207,7 @@ def test_a_bad_config_file_is_named(text, said, refused, tmp_path):
         ("--data.source text", "source must be a folder, a .npy or a .npz; got the file text"),
         (
             "--diffusion.prediction eps",
-            "prediction: expected 'v', 'x0' or 'flow' on a schedule with zero terminal SNR",
+            "prediction: expected 'v', 'x0', 'flow' or 'edm' on a schedule with zero terminal SNR",
         ),
         ("--out text", "out: expected a place that can be written, got 'text': Not a directory"),
         ("--out text/run", "out: expected a place that can be written, got 'text/run': Not a directory"),
@@ -385,7 +385,11 @@ def test_the_run_may_come_last(runs, done):
         ("vae --guidance 2", "guidance: expected 1, since the model has no classes, got 2.0"),
         ("unlabelled --guidance 2", "guidance: expected 1, since the model has no classes, got 2.0"),
         ("labelled --guidance nan", "guidance: expected a finite number, got nan"),
-        ("labelled --sampler EULR", "sampler: expected one of euler, ddim, ddpm, got 'EULR'; did you mean euler?"),
+        (
+            "labelled --sampler EULR",
+            "sampler: expected one of ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, unipc, got 'EULR';"
+            " did you mean euler?",
+        ),
         ("labelled --steps 0", "steps: expected a whole number >= 1, got 0"),
         ("labelled --n 0", "n: expected a whole number >= 1, got 0"),
         ("labelled --batch-size 0", "batch_size: expected a whole number >= 1, got 0"),

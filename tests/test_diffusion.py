@@ -4,11 +4,11 @@ from torch import nn
 
 from fastgen import Diffusion, DiffusionObjective, UNet, streams
 from fastgen.diffusion import PREDICTIONS, WEIGHTINGS
-from fastgen.functional import at, noise_key, philox_normal, q_sample
+from fastgen.functional import at, noise_key, philox_normal
 from fastgen.objectives import TIMES
 from fastgen.schedules import SCHEDULES
 
-COMBINATIONS = [(s, p) for s in SCHEDULES for p in PREDICTIONS if (s, p) != ("rectified_flow", "eps")]
+COMBINATIONS = [(s, p) for s in SCHEDULES for p in PREDICTIONS if p != "eps" or not SCHEDULES[s]().zero_terminal_snr]
 
 
 class Oracle(nn.Module):
@@ -24,12 +24,23 @@ class Oracle(nn.Module):
         return self.target
 
 
+def noised(diffusion, x0, noise, t):
+    """x_t and what the prediction is to be; EDM's from its paper's table 1, in x_t / alpha."""
+    alpha, sigma = (f(t).view(-1, *[1] * (x0.dim() - 1)) for f in (diffusion.schedule.alpha, diffusion.schedule.sigma))
+    x_t = alpha * x0 + sigma * noise
+    if diffusion.prediction == "edm":
+        level = sigma / alpha
+        c_skip, c_out = 0.25 / (level**2 + 0.25), level * 0.5 / (level**2 + 0.25).sqrt()
+        return x_t, (x0 - c_skip * x_t / alpha) / c_out
+    return x_t, {"eps": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}[diffusion.prediction]
+
+
 @pytest.mark.parametrize(("schedule", "prediction"), COMBINATIONS)
 def test_the_exact_prediction_gives_x0_back(schedule, prediction):
     diffusion = Diffusion(schedule, prediction)
     x0, noise = torch.randn(2, 64, 3, 4, 4, dtype=torch.float64)
     t = torch.linspace(0.01, 0.99, 64, dtype=torch.float64)
-    x_t, target = q_sample(x0, diffusion.schedule.alpha(t), diffusion.schedule.sigma(t), noise=noise, target=prediction)
+    x_t, target = noised(diffusion, x0, noise, t)
     torch.testing.assert_close(diffusion.denoiser(Oracle(target))(x_t, t), x0, rtol=0, atol=1e-8)
 
 
@@ -40,7 +51,7 @@ def test_min_snr_weighs_the_error_of_x0_alike_in_every_prediction(schedule, pred
     t = torch.linspace(0.01, 0.99, 64, dtype=torch.float64)
     alpha, sigma = diffusion.schedule.alpha(t), diffusion.schedule.sigma(t)
     x0, noise, error = torch.randn(3, 64, 5, dtype=torch.float64)
-    x_t, target = q_sample(x0, alpha, sigma, noise=noise, target=prediction)
+    x_t, target = noised(diffusion, x0, noise, t)
     x0_hat = diffusion.denoiser(Oracle(target + error))(x_t, t)
     expected = (alpha**2 / sigma**2).clamp(max=5) * ((x0_hat - x0) ** 2).sum(1)
     torch.testing.assert_close(diffusion.weight(t) * (error**2).sum(1), expected, rtol=1e-6, atol=1e-9)
@@ -54,10 +65,41 @@ def test_min_snr_in_the_papers_forms():
     torch.testing.assert_close(Diffusion("cosine", "v", "min_snr").weight(t), snr.clamp(max=5) / (snr + 1))
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize(("schedule", "prediction"), COMBINATIONS)
-def test_weights_are_finite_from_end_to_end(schedule, prediction, weighting):
-    assert Diffusion(schedule, prediction, weighting).weight(torch.linspace(0, 1, 33)).isfinite().all()
+def test_weights_are_finite_wherever_t_is_drawn(schedule, prediction):
+    lowest, highest = 2.0**-24, 1 - 2.0**-24  # philox_uniform's
+    t = torch.cat([torch.linspace(0, 1, 33)[1:], torch.tensor([lowest, highest])])
+    for weighting in WEIGHTINGS:
+        weight = Diffusion(schedule, prediction, weighting).weight(t)
+        assert weight.isfinite().all(), weighting
+        assert (weight >= 0).all(), weighting
+    for weighting in ("uniform", "min_snr", "p2"):  # the others grow with the SNR
+        assert Diffusion(schedule, prediction, weighting).weight(torch.zeros(1)).isfinite().all(), weighting
+
+
+def test_edm_weighs_its_own_prediction_with_one():
+    t = torch.linspace(0.01, 0.99, 64, dtype=torch.float64)
+    for schedule in ("edm", "cosine", "rectified_flow"):
+        torch.testing.assert_close(Diffusion(schedule, "edm", "edm").weight(t), torch.ones_like(t))
+    level = SCHEDULES["edm"]().sigma(t)
+    torch.testing.assert_close(Diffusion("edm", "x0", "edm").weight(t), (level**2 + 0.25) / (level * 0.5) ** 2)
+
+
+def test_p2_in_the_papers_form():
+    t = torch.linspace(0.01, 0.99, 64, dtype=torch.float64)
+    schedule = SCHEDULES["linear"]()
+    snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
+    torch.testing.assert_close(Diffusion("linear", "eps", "p2").weight(t), 1 / (1 + snr))
+
+
+def test_vlb_weighs_as_the_kl_of_small_steps():
+    """arXiv:2107.00630, eq. 13 and 16: (SNR(s) - SNR(t)) / 2 on the error of x0, a unit of time."""
+    t = torch.linspace(0.1, 0.9, 64, dtype=torch.float64)
+    for name in ("linear", "cosine", "rectified_flow", "edm"):
+        schedule = SCHEDULES[name]()
+        t = t if name in ("rectified_flow", "edm") else ((t * 1000).floor() + 0.5) / 1000  # amid a step of the chain
+        kl = ((schedule.log_snr(t - 1e-5)).exp() - schedule.log_snr(t + 1e-5).exp()) / 2 / 2e-5
+        torch.testing.assert_close(Diffusion(name, "x0", "vlb").weight(t), kl, rtol=1e-5, atol=0)
 
 
 def test_unknown_names_and_eps_at_zero_snr_are_refused():
@@ -83,10 +125,11 @@ def test_clip_bounds_x0():
 def test_the_objective_of_an_oracle_is_zero_and_of_zero_is_the_targets_power(schedule, prediction):
     diffusion = Diffusion(schedule, prediction)
     x0, key = torch.rand(16, 1, 8, 8) * 2 - 1, noise_key(0, samples=16)
-    t = TIMES["uniform"](at(key, stream=streams.TIME), None)
+    t = TIMES["uniform"](at(key, stream=streams.TIME), None, diffusion.schedule)
     noise = philox_normal(x0.shape, at(key, stream=streams.NOISE))
-    _, target = q_sample(x0, diffusion.schedule.alpha(t), diffusion.schedule.sigma(t), noise=noise, target=prediction)
-    assert (DiffusionObjective(Oracle(target), diffusion)(x0, key=key) == 0).all()
+    _, target = noised(diffusion, x0.double(), noise.double(), t.double())
+    target = target.float()
+    assert (DiffusionObjective(Oracle(target), diffusion)(x0, key=key) < 1e-10).all()
     loss = DiffusionObjective(Oracle(torch.zeros_like(target)), diffusion)(x0, key=key)
     torch.testing.assert_close(loss, target.pow(2).mean((1, 2, 3)))
 
@@ -122,15 +165,40 @@ def test_labels_are_dropped_at_the_rate_asked_for():
 
 def test_stratified_times_cover_every_stratum_once():
     for key in (noise_key(0, streams.TIME, 3, 64), noise_key(0, streams.TIME, 4, range(128, 192))):
-        t = TIMES["stratified"](key, 64)
+        t = TIMES["stratified"](key, 64, SCHEDULES["cosine"]())
         assert torch.equal((t * 64).floor().sort().values, torch.arange(64.0))
 
 
 def test_logit_normal_times_are_the_sigmoid_of_a_normal():
-    t = TIMES["logit_normal"](noise_key(0, streams.TIME, 0, 20_000), None)
+    t = TIMES["logit_normal"](noise_key(0, streams.TIME, 0, 20_000), None, SCHEDULES["cosine"]())
     n = t.logit()
     assert abs(n.mean()) < 0.03
     assert abs(n.std() - 1) < 0.03
+
+
+@pytest.mark.parametrize("schedule", ["edm", "rectified_flow", "linear"])
+def test_edm_times_draw_the_log_normal_noise_of_the_paper(schedule):
+    schedule = SCHEDULES[schedule]()
+    t = TIMES["edm"](noise_key(0, streams.TIME, 0, 20_000), None, schedule)
+    log_level = -schedule.log_snr(t) / 2  # of mean -1.2 and deviation 1.2
+    assert ((t > 0) & (t <= 1)).all()
+    assert abs(log_level.mean() + 1.2) < 0.03
+    assert abs(log_level.std() - 1.2) < 0.02
+
+
+def test_the_network_under_edm_reads_unit_variance():
+    seen = []
+
+    class Net(Oracle):
+        def forward(self, x, t, label=None, context=None):
+            seen.append(x)
+            return torch.zeros_like(x)
+
+    diffusion, key = Diffusion("edm", "edm", "edm"), noise_key(0, samples=2000)
+    x0 = 0.5 * philox_normal((2000, 1, 4, 4), noise_key(1, samples=2000))
+    DiffusionObjective(Net(None), diffusion, times="edm")(x0, key=key)
+    diffusion.denoiser(Net(None))(80 * philox_normal((2000, 1, 4, 4), key), torch.ones(()))
+    assert all(abs(x.std() - 1) < 0.02 for x in seen)
 
 
 def test_fresh_keys_follow_torchs_seed():
@@ -149,13 +217,20 @@ def test_objective_settings_are_checked():
         DiffusionObjective(Oracle(None), Diffusion("cosine"), label_dropout=1.5)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "rectified_flow"])
-def test_the_objective_compiles_whole(schedule):
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "weighting", "times"),
+    [
+        ("linear", "v", "min_snr", "logit_normal"),
+        ("rectified_flow", "v", "min_snr", "logit_normal"),
+        ("cosine", "edm", "vlb", "edm"),
+    ],
+)
+def test_the_objective_compiles_whole(schedule, prediction, weighting, times):
     """What torch.compile wraps: the objective, with its draws, schedule, network and loss, without a graph break."""
     torch.manual_seed(0)
     net = UNet(1, channels=8, groups=4, multipliers=(1,), blocks=1, num_classes=10)
     nn.init.normal_(net.head.weight)
-    objective = DiffusionObjective(net, Diffusion(schedule, "v", "min_snr"), times="logit_normal", label_dropout=0.5)
+    objective = DiffusionObjective(net, Diffusion(schedule, prediction, weighting), times=times, label_dropout=0.5)
     x0, label, key = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4), noise_key(3, samples=4)
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x0, label, key=key), objective(x0, label, key=key))

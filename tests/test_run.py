@@ -143,7 +143,7 @@ WRONG = [
     ({"seed": 2**63}, r"seed: expected a whole number >= 0, got 9223372036854775808"),
     ({"guidance": float("nan")}, r"guidance: expected a finite number, got nan"),
     ({"guidance": float("inf")}, r"guidance: expected a finite number, got inf"),
-    ({"sampler": "eulr"}, r"sampler: expected one of euler, ddim, ddpm, got 'eulr'; did you mean euler\?"),
+    ({"sampler": "eulr"}, r"sampler: expected one of ddpm, ddim, euler, .*, unipc, got 'eulr'; did you mean euler\?"),
 ]
 
 

@@ -48,8 +48,9 @@ def _chain(config: dict[str, Any]) -> Discrete:
     variance, prediction = config.get("variance_type"), config.get("prediction_type", "epsilon")
     expect("scheduler.variance_type", variance, not str(variance).startswith("learned"), "one that the network does not predict")
     _expect_off(config, "use_flow_sigmas")
-    betas = _betas(config)
-    schedule = Discrete(_rescale_zero_terminal_snr(betas) if config.get("rescale_betas_zero_snr") else betas, stepwise=True)
+    schedule = Discrete(_betas(config), stepwise=True)
+    if config.get("rescale_betas_zero_snr"):
+        schedule = schedules.zero_terminal_snr(schedule)
     defined = prediction != "epsilon" or not schedule.zero_terminal_snr
     expect("scheduler.prediction_type", prediction, defined, "sample or v_prediction where the last step leaves no signal")
     return schedule
@@ -87,14 +88,6 @@ def _sigmoid(config: dict[str, Any], steps: int) -> Tensor:
 
 
 _BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _cosine, "sigmoid": _sigmoid}
-
-
-def _rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Lin et al. 2023, arXiv:2305.08891, algorithm 1."""
-    alpha = (1 - betas).cumprod(0).sqrt()
-    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-    alpha_bar = alpha**2
-    return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
 def _ends(config: dict[str, Any]) -> tuple[float, float]:
