@@ -23,7 +23,7 @@ _HOME = {
     "optimize": "fastgen.dropin",
     "restore": "fastgen.dropin",
 }
-_MODULES = ("functional", "schedules", "samplers")
+_MODULES = ("functional", "optim", "schedules", "samplers")
 
 __all__ = [*_HOME, *_MODULES]
 

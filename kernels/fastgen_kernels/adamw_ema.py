@@ -33,8 +33,8 @@ class Settings(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """How an average forgets: d above. A constant decay, which a warm-up lets rise from 1 / (1 + warmup), or the exponent gamma + 1
-    of a power function (EDM2, Karras et al. 2024, arXiv:2312.02696, section 3.1)."""
+    """How an average forgets, d above: a decay that rises from 1 / (1 + warmup), or the exponent gamma + 1 of a power function
+    (EDM2, Karras et al. 2024, arXiv:2312.02696, section 3.1)."""
 
     decay: float = 1.0
     warmup: float = 0.0
@@ -42,17 +42,17 @@ class Profile(NamedTuple):
 
 
 def adamw_ema_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
     counts: Tensor,
     lr: Tensor,
     settings: Sequence[Settings],
     groups: Sequence[int],
     *,
-    averages: Sequence[Sequence[Tensor]] = (),
+    averages: Sequence[list[Tensor]] = (),
     profiles: Sequence[Profile] = (),
     copies: Sequence[Tensor] = (),
     clip: float = 0.0,
@@ -62,9 +62,9 @@ def adamw_ema_(
     """One step, in place, of the parameters that have gradients, which come first, and of the averages of all.
 
     params: of one dtype, each without gaps in memory. grads, exp_avgs, exp_avg_sqs, steps: of the first of them; gradients of any
-    floating dtype, steps 0-dim fp32. Gradients may be scaled in place. averages: up to two lists as long as params, with a profile
-    each. copies: of the first parameters, in any floating dtype. Averages, exp_avgs and exp_avg_sqs have the parameters' dtype;
-    they and the copies lie in memory as the parameters do.
+    floating dtype and layout, which may be scaled in place; steps 0-dim fp32. averages: up to two lists as long as params, with a
+    profile each. copies: of the first parameters, in any floating dtype. Averages, exp_avgs and exp_avg_sqs have the dtype of the
+    parameters; they and the copies lie in memory as the parameters do.
     counts: int64 (2,), of the steps made and of those skipped. lr: fp64 (G,), of each group, on the parameters' device. settings:
     of each group. groups: of the parameters with gradients, the number of the group.
     clip: the largest norm of the gradient; inf only checks that it is finite, 0 does not look at it. grad_scale: what the
@@ -76,6 +76,7 @@ def adamw_ema_(
     if not params:
         return
     grads = [g if same_layout(g, p) else torch.empty_like(p, dtype=g.dtype).copy_(g) for g, p in zip(grads, params, strict=False)]
+    copies = list(copies)
     state = params, grads, exp_avgs, exp_avg_sqs, steps
     if params[0].dtype == torch.float32 and use_triton(params[0]):
         first, second, *_ = (*averages, (), ())
@@ -90,19 +91,19 @@ def adamw_ema_(
 
 @torch.no_grad()
 def adamw_ema_reference_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
     counts: Tensor,
     lr: Tensor,
     settings: Sequence[Settings],
     groups: Sequence[int],
     *,
-    averages: Sequence[Sequence[Tensor]],
+    averages: Sequence[list[Tensor]],
     profiles: Sequence[Profile],
-    copies: Sequence[Tensor],
+    copies: list[Tensor],
     clip: float,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
@@ -125,9 +126,11 @@ def adamw_ema_reference_(
         torch._foreach_add_(steps, kept)
     lr = lr if lr.device.type == "cpu" else lr.float()  # as the fused step takes it there
     for group, (beta1, beta2, eps, weight_decay) in enumerate(settings):
-        tensors = [[x for x, g in zip(xs, groups, strict=False) if g == group] for xs in (params, grads, exp_avgs, exp_avg_sqs, steps)]
+        p, g, m, v, t = (
+            [x for x, of in zip(xs, groups, strict=False) if of == group] for xs in (params, grads, exp_avgs, exp_avg_sqs, steps)
+        )
         torch._fused_adamw_(
-            *tensors[:4], [], tensors[4], lr=lr[group], beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+            p, g, m, v, [], t, lr=lr[group], beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
             amsgrad=False, maximize=False, grad_scale=grad_scale, found_inf=found_inf,
         )  # fmt: skip
     for average, weight in zip(averages, weights, strict=True):
@@ -149,9 +152,9 @@ def same_layout(x: Tensor, y: Tensor) -> bool:
 
 
 def _check(
-    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor], counts: Tensor, lr: Tensor, settings: Sequence[Settings], groups: Sequence[int],
-    averages: Sequence[Sequence[Tensor]], profiles: Sequence[Profile], copies: Sequence[Tensor],
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
+    steps: list[Tensor], counts: Tensor, lr: Tensor, settings: Sequence[Settings], groups: Sequence[int],
+    averages: Sequence[list[Tensor]], profiles: Sequence[Profile], copies: Sequence[Tensor],
 ) -> None:  # fmt: skip
     trained, dtype = len(grads), params[0].dtype if params else torch.float32
     if len(averages) > 2 or len(profiles) != len(averages):
@@ -174,7 +177,7 @@ def _check(
     for dtypes, tensors in (((dtype,), (params, exp_avgs, exp_avg_sqs, *averages)), (FLOATS, (grads, copies))):
         for xs in tensors:
             for x, p in zip(xs, params, strict=False):
-                if x.shape != p.shape or x.dtype not in dtypes or not (xs is grads or same_layout(x, p)):
+                if x.shape != p.shape or x.dtype not in dtypes or x.device != p.device or not (xs is grads or same_layout(x, p)):
                     raise ValueError(f"adamw_ema_: what belongs to a parameter must be like it, {_text(p)}, got {_text(x)}")
     for name, x, shape, dtype in (("counts", counts, (2,), torch.int64), ("lr", lr, (len(settings),), torch.float64)):
         if x.dtype != dtype or x.shape != shape:
@@ -182,7 +185,7 @@ def _check(
 
 
 def _text(x: Tensor) -> str:
-    return f"{x.dtype} of shape {tuple(x.shape)} and strides {x.stride()}"
+    return f"{x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}"
 
 
 def _launch(*arguments: Any) -> None:

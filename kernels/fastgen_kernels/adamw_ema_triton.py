@@ -1,12 +1,11 @@
 """Kernels of adamw_ema.py: the sum of the gradients' squares, what every parameter's step then takes, and the step.
 
-The first and the last go over all tensors of a kind at once, a chunk to a program. A table on the device has a row for each tensor,
-of addresses, size and group; a list has for each program its tensor and its chunk of that. A kind is the dtypes of gradient and
-copy, and whether all addresses are multiples of 16 bytes, which accesses of that width need.
+The first and the last go over all tensors of a kind at once, a chunk to a program. A table on the device has a row for each
+tensor, of addresses, size and group; a list has for each program its tensor and its chunk of that. A kind is the dtypes of
+gradient and copy, and whether all addresses are multiples of 16 bytes, which accesses of that width need.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import zip_longest
 from typing import NamedTuple
@@ -67,8 +66,8 @@ def prepare_kernel(
     table_ptr, sums_ptr, counts_ptr, lr_ptr, settings_ptr, profiles_ptr, scale_ptr, found_ptr, factors_ptr, common_ptr,
     N, SUMS, clip, AVERAGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The numbers of each of N parameters, and those common to all: whether the step is made and the weights of the averages. Counts
-    the step. One program, in fp64."""
+    """The numbers of each of N parameters, and those common to all: whether the step is made, and the weights of the averages.
+    Counts the step. One program, in fp64."""
     i = tl.arange(0, WIDTH)
     scale = tl.full((), 1.0, tl.float64)
     if scale_ptr is not None:
@@ -217,7 +216,7 @@ class Kind(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is on the device: the table, the list of chunks, kind by kind, settings and profiles. kinds: their numbers of chunks."""
+    """On the device the table, the list of chunks, kind by kind, settings and profiles; and each kind's number of chunks."""
 
     table: Tensor
     chunks: Tensor
@@ -227,9 +226,9 @@ class Plan(NamedTuple):
 
 
 def launch(
-    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], copies: Sequence[Tensor], counts: Tensor, lr: Tensor,
-    settings: Sequence[float], groups: Sequence[int], profiles: Sequence[float], clip: float, grad_scale: Tensor | None,
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
+    steps: list[Tensor], first: list[Tensor], second: list[Tensor], copies: list[Tensor], counts: Tensor, lr: Tensor,
+    settings: list[float], groups: list[int], profiles: list[float], clip: float, grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:  # fmt: skip
     lists = params, grads, exp_avgs, exp_avg_sqs, first, second, copies, steps
@@ -264,14 +263,14 @@ def launch(
             if kind.grad is not None or averages:
                 update_kernel[(chunks,)](
                     plan.table, plan.chunks, factors, common, begin,
-                    TRITON_DTYPE.get(kind.grad), TRITON_DTYPE.get(kind.copy), averages, kind.aligned,
+                    kind.grad and TRITON_DTYPE[kind.grad], kind.copy and TRITON_DTYPE[kind.copy], averages, kind.aligned,
                 )  # fmt: skip
             begin += chunks
 
 
 def find_plan(facts: Facts) -> Plan:
-    """The plan that was made for the same facts on the same stream, or a new one. A graph that is being captured has its own, which
-    its replays make again."""
+    """The plan that was made for the same facts on the same stream, or a new one. A graph that is captured has one of its own,
+    which each replay copies to the device again."""
     if facts.device.type != "cuda":
         return remember_plan(facts, 0)
     if torch.cuda.is_current_stream_capturing():
