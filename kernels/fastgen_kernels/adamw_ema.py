@@ -70,7 +70,7 @@ def adamw_ema_(
     clip: the largest norm of the gradient; inf only checks that it is finite, 0 does not look at it. grad_scale: what the
     gradients are to be divided by. found_inf: where it is not 0 the step is skipped; both 0-dim fp32, as torch.amp.GradScaler's.
 
-    Raises ValueError for lists that do not go together, TypeError for other dtypes.
+    Raises ValueError for what does not go together.
     """
     _check(params, grads, exp_avgs, exp_avg_sqs, steps, counts, lr, settings, groups, averages, profiles, copies)
     if not params:
@@ -108,7 +108,7 @@ def adamw_ema_reference_(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    grads = [g.to(p.dtype) for g, p in zip(grads, params, strict=False)]
+    grads = [g if g.dtype == p.dtype else g.to(p.dtype) for g, p in zip(grads, params, strict=False)]
     if clip > 0:
         norm = torch.nn.utils.get_total_norm(grads)
         norm = norm if grad_scale is None else norm / grad_scale
@@ -174,11 +174,14 @@ def _check(
     for i, average in enumerate(averages):
         if len(average) != len(params):
             raise ValueError(f"adamw_ema_: averages[{i}] must be as many as params, {len(params)}, got {len(average)}")
-    for dtypes, tensors in (((dtype,), (params, exp_avgs, exp_avg_sqs, *averages)), (FLOATS, (grads, copies))):
-        for xs in tensors:
-            for x, p in zip(xs, params, strict=False):
-                if x.shape != p.shape or x.dtype not in dtypes or x.device != p.device or not (xs is grads or same_layout(x, p)):
-                    raise ValueError(f"adamw_ema_: what belongs to a parameter must be like it, {_text(p)}, got {_text(x)}")
+    alike = [(p.numel(), p.stride()) for p in params]
+    for xs in (params, grads, exp_avgs, exp_avg_sqs, *averages, copies):
+        dtypes = FLOATS if xs is grads or xs is copies else (dtype,)
+        if [(x.numel(), x.stride()) for x in xs] == alike[: len(xs)] and {x.dtype for x in xs} <= {*dtypes}:
+            continue  # the usual, in little time
+        for x, p in zip(xs, params, strict=False):
+            if x.shape != p.shape or x.dtype not in dtypes or not (xs is grads or same_layout(x, p)):
+                raise ValueError(f"adamw_ema_: what belongs to a parameter must be like it, {_text(p)}, got {_text(x)}")
     for name, x, shape, dtype in (("counts", counts, (2,), torch.int64), ("lr", lr, (len(settings),), torch.float64)):
         if x.dtype != dtype or x.shape != shape:
             raise ValueError(f"adamw_ema_: {name} must be {dtype} of shape {shape}, got {x.dtype} of shape {tuple(x.shape)}")

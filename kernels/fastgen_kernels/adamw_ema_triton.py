@@ -20,6 +20,7 @@ from fastgen_kernels.q_sample_triton import rounded
 
 CHUNK = tl.constexpr(16384)
 BLOCK = tl.constexpr(1024)
+WIDTH = tl.constexpr(512)  # of prepare_kernel
 PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, FIRST, SECOND, COPY, STEP, SIZE, GROUP = (tl.constexpr(i) for i in range(10))
 COLUMNS = tl.constexpr(10)
 FACTORS = tl.constexpr(8)  # columns of the table that prepare_kernel makes, of a parameter's numbers
@@ -64,7 +65,7 @@ def norm_kernel(table_ptr, chunks_ptr, sums_ptr, begin, DTYPE: tl.constexpr, ALI
 @triton.jit(do_not_specialize=["N", "SUMS"])
 def prepare_kernel(
     table_ptr, sums_ptr, counts_ptr, lr_ptr, settings_ptr, profiles_ptr, scale_ptr, found_ptr, factors_ptr, common_ptr,
-    N, SUMS, clip, AVERAGES: tl.constexpr, WIDTH: tl.constexpr,
+    N, SUMS, clip, AVERAGES: tl.constexpr,
 ):  # fmt: skip
     """The numbers of each of N parameters, and those common to all: whether the step is made, and the weights of the averages.
     Counts the step. One program, in fp64."""
@@ -256,7 +257,7 @@ def launch(
                 taken += chunks
         prepare_kernel[(1,)](
             plan.table, sums, counts, lr, plan.settings, plan.profiles, grad_scale, found_inf, factors, common,
-            len(grads), taken, clip, AVERAGES=averages, WIDTH=1024,
+            len(grads), taken, clip, averages,
         )  # fmt: skip
         begin = 0
         for kind, chunks in plan.kinds.items():

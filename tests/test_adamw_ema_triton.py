@@ -1,0 +1,211 @@
+"""The kernels of adamw_ema_ against its formula, by the laboratory's checks."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from benchmarks.cases import small
+from benchmarks.interpreter import last_program
+from benchmarks.traffic import counted, rows
+from fastgen_kernels.adamw_ema import Profile, Settings, _adamw_ema_, adamw_ema_
+from fastgen_kernels.adamw_ema_triton import WIDTH
+from tests.adamw_problems import BF16, FP16, FP32, FP64, SHAPES, Problem, exact, formula, problem, stepped
+from tests.laboratory.accuracy import assert_accurate
+from tests.laboratory.allocations import assert_all_written
+from tests.laboratory.compiling import assert_registered
+from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.far import LIMIT, lazy
+from tests.laboratory.guard_pages import assert_in_bounds
+from tests.laboratory.races import assert_order_free, assert_race_free
+from tests.test_aot import aot
+
+pytestmark = pytest.mark.kernels
+
+ZERO, ONE, SCALE = (torch.tensor(x, device=DEVICE) for x in (0.0, 1.0, 1024.0))
+
+
+def assert_right(given):
+    ours, peer, right = stepped(given), formula(given).results(), exact(given)
+    for name, x in ours.items():
+        if name == "counts":
+            assert x.tolist() == right[name].tolist()
+        else:
+            assert_accurate(x, peer[name], right[name], name)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"averages": 0, "clip": 0.0, "frozen": 0},
+        {"averages": 2, "clip": torch.inf},
+        {"averages": 2, "updates": 0},  # the first update, of which a power function keeps all
+        {"size": 1e-4},  # not clipped
+        {"size": 1e4, "grad_scale": SCALE, "found_inf": ZERO},
+        {"clip": 0.0, "size": 1e3, "grad_scale": SCALE},
+        {"unaligned": True, "averages": 2},
+        {"grad": BF16, "copies": [BF16, BF16, BF16]},
+        {"grad": FP16, "copies": [FP16] * 7, "averages": 2},
+        {"copies": [BF16, FP16], "averages": 0},
+        {"unaligned": True, "grad": BF16, "copies": [BF16] * 2},
+        {"frozen": len(SHAPES), "averages": 2},
+    ],
+    ids=str,
+)
+def test_accurate(options):
+    assert_right(problem(**options))
+
+
+@pytest.mark.kill
+def test_kinds_together():
+    """Aligned and not, of several dtypes, each launched apart and clipped by the norm of all."""
+    given, others = problem(copies=[BF16] * 2, frozen=0), problem(grad=BF16, frozen=0, unaligned=True)
+    for i in (3, 7):
+        given.params[i], given.grads[i] = others.params[i], others.grads[i]
+    given.grads[0] = given.grads[0].bfloat16()
+    assert_right(given)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("layouts", [("channels_last", "contiguous"), ("permuted", "permuted"), ("contiguous", "sliced")])
+def test_layouts(layouts):
+    shapes = [(3, 8, 7, 5), (16, 4, 1, 1), (9, 50)]
+    given = problem(shapes, layout=layouts[0], frozen=0)
+    given.grads = problem(shapes, layout=layouts[1], frozen=0).grads
+    assert_right(given)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("clip", [1.0, torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(("tensor", "element"), [(0, 32772), (3, 0), (2, 1)])
+@pytest.mark.filterwarnings("ignore:.*encountered")
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count(tensor, element, value, clip):
+    given = problem(copies=[BF16], averages=2, clip=clip)
+    given.grads[tensor].view(-1)[element] = value
+    assert_skipped(given)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.filterwarnings("ignore:.*encountered")
+def test_a_found_inf_changes_nothing_but_the_count(clip):
+    assert_skipped(problem(copies=[BF16], averages=2, clip=clip, grad_scale=SCALE, found_inf=ONE))
+    assert_skipped(problem(clip=clip, found_inf=2 * ONE, updates=0))
+
+
+def assert_skipped(given):
+    before, after = given.clone().results(), stepped(given)
+    for name in before:
+        if name != "counts":
+            assert torch.equal(before[name], after[name]), name
+    assert (after["counts"] - before["counts"]).tolist() == [0, 1]
+
+
+@pytest.mark.kill
+@pytest.mark.filterwarnings("ignore:.*encountered")
+def test_many_steps():
+    """Those of one parameter among others that wait; bias corrections to 1e-7 from the first on."""
+    given = problem([(40,), (7,)], frozen=0, averages=2, clip=0.0)
+    given.settings, given.groups = [Settings(0.0, 0.0, 1e-3, 0.5), Settings(0.9, 0.9999, 0.0, 0.0)], [0, 1]
+    for t in (0, 1, 2, 10, 1000, 123_456):
+        given.steps = [torch.tensor(float(t), device=DEVICE) for _ in range(2)]
+        assert_right(given)
+
+
+@pytest.mark.kill
+def test_many_tensors():
+    """One more than are prepared at a time."""
+    given = problem([(2,)] * (WIDTH.value + 1), frozen=0, averages=0)
+    work = given.clone()
+    adamw_ema_(**vars(work))
+    right = formula(given)
+    torch.testing.assert_close(torch.stack(work.params), torch.stack(right.params))
+    assert torch.equal(torch.stack(work.steps), torch.stack(right.steps))
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("profile", [Profile(0.5, 0.0), Profile(0.9999, 9.0), Profile(exponent=1.0), Profile(exponent=17.97)])
+@pytest.mark.parametrize("updates", [0, 1, 5, 100_000])
+def test_profiles(profile, updates):
+    given = problem([(40,)], frozen=0, updates=updates)
+    given.profiles = [profile]
+    assert_right(given)
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize("unaligned", [False, True])
+def test_sound(unaligned):
+    given = problem([(16389,), (3, 4), (33,)], copies=[BF16], averages=2, unaligned=unaligned, grad_scale=SCALE, found_inf=ZERO)
+
+    def run(tensors):
+        results = stepped(Problem(**tensors))
+        return [x.reshape(-1) for x in results.values()]
+
+    assert_in_bounds(run, vars(given))
+    assert_all_written(run, vars(given))
+    assert_race_free(lambda: run(vars(given)))
+    assert_order_free(lambda: run(vars(given)))
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.filterwarnings("ignore:.*encountered")
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_beyond_2_31_elements(clip):
+    """Of one parameter, whose last chunk alone is stepped."""
+    size = LIMIT + 40_000
+    given = problem([(1,)], frozen=0, clip=clip)
+    for tensors in (given.params, given.grads, given.exp_avgs, given.exp_avg_sqs, given.averages[0]):
+        tensors[0] = lazy(size, FP32)
+        tensors[0][-1] = 1.0
+    with last_program():
+        adamw_ema_(**vars(given))
+    assert given.exp_avgs[0][-1] > 0.9 if clip == 0.0 else given.counts[0] >= 3
+    if clip == 0.0:
+        assert given.params[0][-1] < 1.0
+        assert given.averages[0][0][-1] < 1.0
+
+
+@interpreter_only
+@pytest.mark.kill
+@pytest.mark.parametrize(("clip", "launches"), [(0.0, 2), (1.0, 3)])
+def test_launches(clip, launches):
+    """The norm, the numbers, the step; and no operation of PyTorch's."""
+    given = problem(SHAPES, frozen=0, clip=clip)
+    adamw_ema_(**vars(given))  # the plan
+    _, traffic = counted(lambda: adamw_ema_(**vars(given)))
+    assert traffic.launches == launches
+
+
+@interpreter_only
+@pytest.mark.parametrize("case", small("adamw_ema"), ids=lambda case: case.shape)
+def test_traffic(case):
+    (row,) = rows(case)
+    assert row.ratio <= 1.05
+
+
+@pytest.mark.slow
+def test_16_bytes_at_a_time(tmp_path):
+    reports, process = aot(tmp_path, "--op", "adamw_ema", "--main", "--cc", 90)
+    assert process.returncode == 0, process.stderr
+    stepping = [r for r in reports if r["kernel"] == "update_kernel"]
+    assert [(r["loads"]["?"]["16"], r["stores"]["?"]["16"]) for r in stepping] == [(10, 8), (9, 9)]  # of 8 elements each
+    assert all(r["loads"]["?"]["16"] for r in reports if r["kernel"] == "norm_kernel")
+
+
+def test_registered():
+    given = problem([(40,), (3, 5), (2,)], copies=[BF16], averages=2)
+    state = given.params, given.grads, given.exp_avgs, given.exp_avg_sqs, given.steps
+    numbers = list(chain(*given.settings)), given.groups, list(chain(*given.profiles)), 1.0
+    assert_registered(_adamw_ema_, (*state, *given.averages, given.copies, given.counts, given.lr, *numbers, SCALE, ZERO))
+
+
+def test_other_dtypes_take_the_reference():
+    given = problem([(40,), (3, 5)]).double()
+    for name, x in stepped(given).items():
+        torch.testing.assert_close(x, exact(given)[name], rtol=1e-7, atol=1e-9)
+    assert given.params[0].dtype == FP64
