@@ -4,17 +4,18 @@ from itertools import chain
 
 import pytest
 import torch
+import triton
 
 from benchmarks.cases import small
 from benchmarks.interpreter import last_program
 from benchmarks.traffic import counted, rows
+from fastgen_kernels import adamw_ema_triton
 from fastgen_kernels.adamw_ema import Profile, Settings, _adamw_ema_, adamw_ema_
-from fastgen_kernels.adamw_ema_triton import WIDTH
 from tests.adamw_problems import BF16, FP16, FP32, FP64, SHAPES, Problem, exact, formula, problem, stepped
 from tests.laboratory.accuracy import assert_accurate
 from tests.laboratory.allocations import assert_all_written
 from tests.laboratory.compiling import assert_registered
-from tests.laboratory.device import DEVICE, interpreter_only
+from tests.laboratory.device import DEVICE, INTERPRETED, interpreter_only
 from tests.laboratory.far import LIMIT, lazy
 from tests.laboratory.guard_pages import assert_in_bounds
 from tests.laboratory.races import assert_order_free, assert_race_free
@@ -32,6 +33,21 @@ def assert_right(given):
             assert x.tolist() == right[name].tolist()
         else:
             assert_accurate(x, peer[name], right[name], name)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(request, monkeypatch):
+    """In the interpreter, which is slow, chunks and blocks of a few elements."""
+    if INTERPRETED and "full_size" not in request.node.name:
+        for name, size in (("CHUNK", 64), ("BLOCK", 16), ("WIDTH", 4)):
+            monkeypatch.setattr(adamw_ema_triton, name, triton.language.constexpr(size))
+    adamw_ema_triton.remember_plan.cache_clear()
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("copies", [[], [BF16]])
+def test_accurate_at_full_size(copies):
+    assert_right(problem([(32773,), (16384,), (3, 8, 7, 5), (5, 1024)], copies=copies))
 
 
 @pytest.mark.kill
@@ -80,7 +96,7 @@ def test_layouts(layouts):
 @pytest.mark.kill
 @pytest.mark.parametrize("clip", [1.0, torch.inf])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize(("tensor", "element"), [(0, 32772), (3, 0), (2, 1)])
+@pytest.mark.parametrize(("tensor", "element"), [(0, 132), (3, 0), (2, 1)])
 @pytest.mark.filterwarnings("ignore:.*encountered")
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count(tensor, element, value, clip):
     given = problem(copies=[BF16], averages=2, clip=clip)
@@ -117,8 +133,8 @@ def test_many_steps():
 
 @pytest.mark.kill
 def test_many_tensors():
-    """One more than are prepared at a time."""
-    given = problem([(2,)] * (WIDTH.value + 1), frozen=0, averages=0)
+    """More than are prepared at a time."""
+    given = problem([(2,)] * (adamw_ema_triton.WIDTH.value + 1), frozen=0, averages=0)
     work = given.clone()
     adamw_ema_(**vars(work))
     right = formula(given)
@@ -139,7 +155,7 @@ def test_profiles(profile, updates):
 @pytest.mark.kill
 @pytest.mark.parametrize("unaligned", [False, True])
 def test_sound(unaligned):
-    given = problem([(16389,), (3, 4), (33,)], copies=[BF16], averages=2, unaligned=unaligned, grad_scale=SCALE, found_inf=ZERO)
+    given = problem([(133,), (3, 4), (33,)], copies=[BF16], averages=2, unaligned=unaligned, grad_scale=SCALE, found_inf=ZERO)
 
     def run(tensors):
         results = stepped(Problem(**tensors))
@@ -155,7 +171,7 @@ def test_sound(unaligned):
 @pytest.mark.kill
 @pytest.mark.filterwarnings("ignore:.*encountered")
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_beyond_2_31_elements(clip):
+def test_beyond_2_31_elements_at_full_size(clip):
     """Of one parameter, whose last chunk alone is stepped."""
     size = LIMIT + 40_000
     given = problem([(1,)], frozen=0, clip=clip)
