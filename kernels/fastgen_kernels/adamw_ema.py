@@ -123,7 +123,7 @@ def adamw_ema_reference_(
     counts += torch.stack((kept, 1 - kept)).to(counts.dtype)
 
     if steps:
-        torch._foreach_add_(steps, kept)
+        torch._foreach_add_(steps, [kept] * len(steps))
     lr = lr if lr.device.type == "cpu" else lr.float()  # as the fused step takes it there
     for group, (beta1, beta2, eps, weight_decay) in enumerate(settings):
         p, g, m, v, t = (
