@@ -453,13 +453,16 @@ def _adamw_ema(name: str, sizes: tuple[int, ...], *, averages: int = 1, copy: bo
         n = len(sizes)
         return [list(tensors[i : i + n]) for i in range(0, len(tensors) - 2, n)]
 
+    def written(*lists: list[Tensor]) -> Outputs:
+        return tuple(x for tensors in lists for x in tensors)
+
     def ours(*tensors: Tensor) -> Outputs:
         grads, params, exp_avgs, exp_avg_sqs, *rest = parts(tensors)
         adamw_ema_(
             params, grads, exp_avgs, exp_avg_sqs, rest[-1], *tensors[-2:], settings, [0] * len(sizes), averages=rest[:averages],
             profiles=profiles, copies=rest[averages] if copy else [],
         )  # fmt: skip
-        return tuple(params)
+        return written(params, exp_avgs, exp_avg_sqs, *rest[:-1])
 
     def eager(*tensors: Tensor) -> Outputs:
         grads, params, exp_avgs, exp_avg_sqs, *rest = parts(tensors)
@@ -473,7 +476,7 @@ def _adamw_ema(name: str, sizes: tuple[int, ...], *, averages: int = 1, copy: bo
             torch._foreach_lerp_(average, params, 1e-3)
         if copy:
             torch._foreach_copy_(rest[averages], params)
-        return tuple(params)
+        return written(params, exp_avgs, exp_avg_sqs, *rest[:-1])
 
     n = sum(sizes)
     return Case(
