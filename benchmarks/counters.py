@@ -106,7 +106,7 @@ class Operations(TorchDispatchMode):
             with self:  # its kernel alone: from the top the dispatcher would come back here
                 return func.redispatch(CPU, *args, **kwargs)
         outputs = func(*args, **kwargs)
-        read, written = _operands(func, args, kwargs, outputs)
+        read, written = operands(func, args, kwargs, outputs)
         if read or written:
             self.names.append(func.__name__)
             sizes = [sum(distinct_bytes(x) for x in tensors) for tensors in (read, written)]
@@ -143,7 +143,7 @@ _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"}  # do not read self
 
 
-def _operands(func: Any, args: tuple, kwargs: dict, outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
+def operands(func: Any, args: tuple, kwargs: dict, outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors that an operation reads and those that it writes, each once."""
     name = func.overloadpacket.__name__
     inputs, results = _tensors((args, kwargs)), _tensors(outputs) or _tensors(_written(func, args, kwargs))

@@ -58,10 +58,7 @@ class GroupNorm(nn.GroupNorm):
     ) -> tuple[Tensor, Tensor]:
         """The norm of h's sum, and the sum."""
         options: dict[str, Any] = {"activation": activation, "scale": scale, "shift": shift}
-        arguments = self.num_groups, self.weight, self.bias, self.eps
-        if h.branch is None:
-            return group_norm(h.x, *arguments, **options), h.x
-        return group_norm(h.x, *arguments, **options, residual=h.branch)
+        return group_norm(h.x, self.num_groups, self.weight, self.bias, self.eps, **options, residual=h.branch, skip=True)
 
 
 class ResBlock(nn.Module):

@@ -1,4 +1,6 @@
-"""A UNet of blocks built as guided-diffusion's are: GroupNorm32 and ResBlock, by which `optimize` knows it."""
+"""A UNet of blocks built as guided-diffusion's are, so that `optimize` knows them."""
+
+import math
 
 import torch as th
 import torch.nn.functional as F
@@ -54,14 +56,65 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + h
 
 
+class QKVAttentionLegacy(nn.Module):
+    def __init__(self, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def forward(self, qkv):
+        n, width, length = qkv.shape
+        ch = width // (3 * self.n_heads)
+        q, k, v = qkv.reshape(n * self.n_heads, ch * 3, length).split(ch, dim=1)
+        scale = 1 / math.sqrt(math.sqrt(ch))
+        weight = th.einsum("bct,bcs->bts", q * scale, k * scale)
+        weight = th.softmax(weight.float(), dim=-1).type(weight.dtype)
+        return th.einsum("bts,bcs->bct", weight, v).reshape(n, -1, length)
+
+
+class QKVAttention(nn.Module):
+    def __init__(self, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def forward(self, qkv):
+        n, width, length = qkv.shape
+        ch = width // (3 * self.n_heads)
+        q, k, v = qkv.chunk(3, dim=1)
+        scale = 1 / math.sqrt(math.sqrt(ch))
+        heads = n * self.n_heads, ch, length
+        weight = th.einsum("bct,bcs->bts", (q * scale).view(*heads), (k * scale).view(*heads))
+        weight = th.softmax(weight.float(), dim=-1).type(weight.dtype)
+        return th.einsum("bts,bcs->bct", weight, v.reshape(*heads)).reshape(n, -1, length)
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, channels, num_heads, use_new_attention_order=False):
+        super().__init__()
+        self.norm = GroupNorm32(8, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.attention = (QKVAttention if use_new_attention_order else QKVAttentionLegacy)(num_heads)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x):
+        return self._forward(x)
+
+    def _forward(self, x):
+        b, c, *spatial = x.shape
+        x = x.reshape(b, c, -1)
+        h = self.proj_out(self.attention(self.qkv(self.norm(x))))
+        return (x + h).reshape(b, c, *spatial)
+
+
 class UNetModel(nn.Module):
-    def __init__(self, **options):
+    def __init__(self, use_new_attention_order=False, **options):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, padding=1)
         self.down = ResBlock(16, 12, 32, factor=0.5, **options)
         self.middle = ResBlock(32, 12, 32, **options)
+        self.attention = AttentionBlock(32, 4, use_new_attention_order)
         self.up = ResBlock(32, 12, 16, factor=2, **options)
         self.out = nn.Sequential(GroupNorm32(8, 16), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1))
 
     def forward(self, x, emb):
-        return (self.out(self.up(self.middle(self.down(self.stem(x), emb), emb), emb)),)
+        h = self.attention(self.middle(self.down(self.stem(x), emb), emb))
+        return (self.out(self.up(h, emb)),)

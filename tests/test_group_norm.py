@@ -166,6 +166,34 @@ def test_residual_comes_back_summed(layout):
     assert (grad == 1).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_skip_is_x_with_one_gradient(layout):
+    """What x gets through the norm and past it, in one pass."""
+    x, options = arguments((2, 6, 5, 3), ("weight", "scale"), layout=layout)
+    past = torch.linspace(-1, 1, x.numel()).view(x.shape)
+    y, skip = group_norm(x, 3, **options, activation="silu", skip=True)
+    assert skip.equal(x)
+    assert skip.data_ptr() == x.data_ptr()
+    ours = torch.autograd.grad((y * y).sum() + (skip * past).sum(), [x, *options.values()])
+    expected = (exact(x, 3, "silu", **options) ** 2).sum() + (x * past).sum()
+    for a, b in zip(ours, torch.autograd.grad(expected, [x, *options.values()]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_skip_alone_has_a_gradient():
+    x, options = arguments((2, 6, 5, 3), ("weight",))
+    y, skip = group_norm(x, 3, **options, skip=True)
+    assert (torch.autograd.grad(skip.sum(), x, retain_graph=True)[0] == 1).all()
+    plain = torch.autograd.grad(group_norm(x, 3, **options).square().sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), plain, rtol=0, atol=0)
+
+
+def test_skip_adds_nothing_to_a_residual():
+    x, options = arguments((2, 6, 5, 3), ("residual",))
+    for a, b in zip(group_norm(x, 3, **options, skip=True), group_norm(x, 3, **options), strict=True):
+        assert a.equal(b)
+
+
 def test_expanded_gradient():
     x, options = arguments((2, 6, 5, 3), OPTIONS)
     leaves = [x, *options.values()]

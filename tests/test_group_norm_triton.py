@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch.testing._internal.common_methods_invocations import op_db
 
+from benchmarks.counters import of_operations
 from benchmarks.interpreter import recorded
 from fastgen.functional import group_norm
 from fastgen_kernels.group_norm import _group_norm, _group_norm_backward, backward_triton, forward_triton, group_norm_reference
@@ -45,7 +46,8 @@ def op(x, weight, bias, scale, shift, pre_bias, residual, groups, activation="si
 
 
 def reference(x, weight, bias, scale, shift, pre_bias, residual, groups, activation="silu"):
-    return group_norm_reference(x, groups, weight, bias, 1e-5, activation, scale, shift, pre_bias, residual)
+    y, total = group_norm_reference(x, groups, weight, bias, 1e-5, activation, scale, shift, pre_bias, residual)
+    return y if residual is None else (y, total)
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous", options=OPTIONS, parameters=None):
@@ -456,6 +458,14 @@ def test_launches(monkeypatch, algorithm, forward, backward):
         assert log.launches == forward
         y.sum().backward()
         assert log.launches == [*forward, *backward, "parameters_kernel"]
+
+
+def test_skip_takes_no_pass_of_its_own():
+    x, *options = inputs((2, 6, 5, 3), options=("weight", "bias"))
+    y, skip = group_norm(x, 3, *options[:2], skip=True)
+    with of_operations() as operations:
+        torch.autograd.grad([y, skip], x, [torch.ones_like(x)] * 2)
+    assert not any("add" in name for name in operations.names)
 
 
 def test_what_is_saved_for_backward():

@@ -268,7 +268,9 @@ def test_the_command_line_there_and_back(theirs, refused, tmp_path, capsys):
     scheduler = diffusers.DDIMScheduler.from_pretrained("run/diffusers/scheduler")
     saved = json.loads((tmp_path / "run/diffusers/scheduler/scheduler_config.json").read_text())
     assert saved == json.loads((theirs / "plain/scheduler/scheduler_config.json").read_text())
-    images = diffusers.DDPMPipeline(unet, scheduler)(batch_size=1, num_inference_steps=2, output_type="np").images
+    pipeline = diffusers.DiffusionPipeline.from_pretrained("run/diffusers")
+    assert type(pipeline) is diffusers.DDIMPipeline
+    images = pipeline(batch_size=1, num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 8, 8, 1)
 
     main(["export", "run", "--step", "2", "--out", "earlier"])

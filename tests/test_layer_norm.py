@@ -146,6 +146,20 @@ def test_residual_comes_back_summed(layout):
     assert (grad == 1).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_skip_is_x_with_one_gradient(layout):
+    """What x gets through the norm and past it, in one pass."""
+    x, options = arguments((2, 3, 16), ("weight",), layout=layout)
+    past = torch.linspace(-1, 1, x.numel()).view(x.shape)
+    y, skip = layer_norm(x, **options, skip=True)
+    assert skip.equal(x)
+    assert skip.data_ptr() == x.data_ptr()
+    ours = torch.autograd.grad((y * y).sum() + (skip * past).sum(), [x, *options.values()])
+    expected = torch.autograd.grad((exact(x, **options) ** 2).sum() + (x * past).sum(), [x, *options.values()])
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+
+
 def test_expanded_gradient():
     x, options = arguments((2, 3, 16), OPTIONS)
     leaves = [x, *options.values()]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.dropin.block import Block
-from fastgen.dropin.norms import is_group_norm, normalize
+from fastgen.dropin.norms import is_group_norm, normalize, normalize_beside
 from fastgen.dropin.swap import overridden, plain
 from fastgen.functional import attention, attention_qkv, geglu, layer_norm
 from fastgen_kernels.layout import channels_last, like
@@ -28,7 +28,7 @@ class ResnetBlock2D(Block):
         embeds = temb is not None and self.time_emb_proj is not None
         if self.obstacle(self) or (not embeds and (temb is not None or self.time_embedding_norm == "scale_shift")):
             return super().forward(input_tensor, temb, *args, **kwargs)
-        x, h = input_tensor, normalize(self.norm1, input_tensor, activation="silu")
+        h, x = normalize_beside(self.norm1, input_tensor, activation="silu")
         for resample in (self.upsample, self.downsample):
             if resample is not None:
                 x, h = resample(x), resample(h)
@@ -98,7 +98,8 @@ class Attention(Block):
         x = hidden_states
         h = x if x.dim() == 3 else x.flatten(2).transpose(1, 2)  # [N, T, C]
         if self.group_norm is not None:
-            h = normalize(self.group_norm, h.transpose(1, 2)).transpose(1, 2)
+            h, skip = (y.transpose(1, 2) for y in normalize_beside(self.group_norm, h.transpose(1, 2)))
+            x = skip if x.dim() == 3 else skip.transpose(1, 2).view(x.shape)
 
         if type(self.processor).__name__ == "FusedAttnProcessor2_0" and encoder_hidden_states is None:
             out = attention_qkv(self.to_qkv(h).transpose(1, 2), self.heads).transpose(1, 2)
@@ -175,7 +176,7 @@ class BasicTransformerBlock(Block):
                 **kwargs,
             )
         context = encoder_hidden_states if self.only_cross_attention else None
-        h = _layer_norm(self.norm1, x)
+        h, x = _layer_norm(self.norm1, x, skip=True)
         h = self.attn1(h, encoder_hidden_states=context, attention_mask=attention_mask, **options)
         if self.attn2 is not None:
             h, x = _layer_norm(self.norm2, h, residual=x)

@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastgen.dropin.block import Block
-from fastgen.dropin.norms import is_group_norm, normalize
+from fastgen.dropin.norms import is_group_norm, normalize, normalize_beside
 from fastgen.dropin.swap import overridden, plain
+from fastgen.functional import attention_qkv
+from fastgen_kernels.attention import Order
 
 
 def is_group_norm32(cls: type) -> bool:
@@ -22,6 +24,11 @@ def is_res_block(cls: type) -> bool:
         "out_layers", "th", "chunk", "skip_connection",
     }  # fmt: skip
     return cls.__name__ == "ResBlock" and _names(cls, "_forward") == known
+
+
+def is_attention_block(cls: type) -> bool:
+    known = {"shape", "reshape", "qkv", "norm", "attention", "proj_out"}
+    return cls.__name__ == "AttentionBlock" and _names(cls, "_forward") == known
 
 
 class ResBlock(Block):
@@ -42,7 +49,7 @@ class ResBlock(Block):
             return super()._forward(x, emb)  # type: ignore[misc]  # the former class has it
         norm1, _, conv1 = self.in_layers
         norm2, _, dropout, conv2 = self.out_layers
-        h = normalize(norm1, x, activation="silu")
+        h, x = normalize_beside(norm1, x, activation="silu")
         if self.updown:
             h, x = self.h_upd(h), self.x_upd(x)
         h = conv1(h)
@@ -53,6 +60,40 @@ class ResBlock(Block):
         else:
             h = normalize(norm2, h, activation="silu", pre_bias=emb)
         return self.skip_connection(x) + conv2(dropout(h))
+
+
+class AttentionBlock(Block):
+    """q, k and v are read where the convolution wrote them, and the attention's weights are never stored."""
+
+    fuses = "group_norm and attention in place"
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        for name in ("norm", "attention"):
+            if reason := overridden(getattr(module, name)):
+                return f"its {name} is called: {reason}"
+        if not is_group_norm(module.norm):
+            return f"its norm is {type(module.norm).__name__}"
+        return None if _order(type(module.attention)) else f"its attention is {type(module.attention).__name__}"
+
+    def _forward(self, x: Tensor) -> Tensor:
+        order = _order(type(self.attention))
+        if order is None or self.obstacle(self):
+            return super()._forward(x)  # type: ignore[misc]  # the former class has it
+        h, skip = normalize_beside(self.norm, x.flatten(2))
+        h = attention_qkv(self.qkv(h), self.attention.n_heads, order=order)
+        return (skip + self.proj_out(h)).view_as(x)
+
+
+_SCALED_DOT_PRODUCT = {"shape", "n_heads", "math", "sqrt", "th", "einsum", "softmax", "float", "type", "dtype", "reshape"}
+
+
+def _order(cls: type) -> Order | None:
+    """How the channels of q, k and v follow one another; None for an attention of another kind."""
+    names = _names(cls, "forward")
+    if cls.__name__ == "QKVAttentionLegacy" and names == _SCALED_DOT_PRODUCT | {"split"}:
+        return "head_major"
+    return "qkv_major" if cls.__name__ == "QKVAttention" and names == _SCALED_DOT_PRODUCT | {"chunk", "view"} else None
 
 
 def _names(cls: type, method: str) -> set[str]:

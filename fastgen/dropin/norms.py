@@ -13,6 +13,11 @@ def normalize(module: Any, x: Tensor, **options: Any) -> Tensor:
     return group_norm(x, module.num_groups, module.weight, module.bias, module.eps, **options)
 
 
+def normalize_beside(module: Any, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """The same, and x for what goes past the norm."""
+    return group_norm(x, module.num_groups, module.weight, module.bias, module.eps, skip=True, **options)
+
+
 class GroupNorm(Swapped, nn.GroupNorm):
     """Channels stay innermost where they are; sums are in fp32 and the result in x's dtype, under autocast too. That is what
     guided-diffusion's GroupNorm32 gets by casting."""

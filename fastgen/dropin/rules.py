@@ -5,8 +5,9 @@ from itertools import pairwise
 from torch import nn
 
 from fastgen.dropin import diffusers_blocks
+from fastgen.dropin.block import Block
 from fastgen.dropin.diffusers_models import activate_embedding_once, fuse_output
-from fastgen.dropin.guided_diffusion import ResBlock, is_group_norm32, is_res_block
+from fastgen.dropin.guided_diffusion import AttentionBlock, ResBlock, is_attention_block, is_group_norm32, is_res_block
 from fastgen.dropin.norms import GroupNorm, Sequential, is_group_norm
 from fastgen.dropin.report import Changed, Left, Outcome
 from fastgen.dropin.swap import Swapped, overridden, swap
@@ -54,7 +55,11 @@ def sequential(module: nn.Module) -> Outcome | None:
 
 
 def block(module: nn.Module) -> Outcome | None:
-    mixin = ResBlock if is_res_block(type(module)) else BLOCKS.get(_home(module))
+    mixin: type[Block] | None = BLOCKS.get(_home(module))
+    if is_res_block(type(module)):
+        mixin = ResBlock
+    elif is_attention_block(type(module)):
+        mixin = AttentionBlock
     if mixin is None or isinstance(module, Swapped):
         return None
     if "forward" in module.__dict__:

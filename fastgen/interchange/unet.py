@@ -13,6 +13,7 @@ from fastgen.interchange.scheduler_config import FLOW_STEPS, read_scheduler
 from fastgen.schedules import Discrete
 
 CLASSES = ("UNet2DModel", "UNet2DConditionModel")
+PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}  # of a UNet2DModel without classes
 
 
 class DiffusersUNet(nn.Module):
@@ -51,11 +52,16 @@ class DiffusersUNet(nn.Module):
         return cls(load_unet(Path(path)), scheduler, num_classes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes unet/ and scheduler/, each of which diffusers' own from_pretrained loads."""
-        folder = Path(folder)
-        self.unet.save_pretrained(folder / "unet")  # type: ignore[operator]
-        scheduler = getattr(import_diffusers(), self.scheduler["_class_name"])
-        scheduler.from_config(self.scheduler).save_pretrained(folder / "scheduler")
+        """Writes unet/ and scheduler/, each of which diffusers' own from_pretrained loads; with the index of a pipeline where
+        diffusers has one of just these parts."""
+        diffusers, folder = import_diffusers(), Path(folder)
+        scheduler = getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler)
+        pipeline = None if self.conditional or self.num_classes else PIPELINES.get(type(scheduler).__name__)
+        if pipeline is not None:
+            getattr(diffusers, pipeline)(self.unet, scheduler).save_pretrained(folder)
+        else:
+            self.unet.save_pretrained(folder / "unet")  # type: ignore[operator]
+            scheduler.save_pretrained(folder / "scheduler")
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W). t: (N,) in [0, 1]. label: int64 (N,), by default the null label. context: (N, L, D)."""

@@ -8,7 +8,7 @@ Source: Ba, Kiros & Hinton, arXiv:1607.06450, equation 4.
 """
 
 import math
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -17,29 +17,61 @@ from torch import Tensor
 from fastgen_kernels.checks import check_device, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import compute_dtype
-from fastgen_kernels.library import define
+from fastgen_kernels.library import beside_input, define
 
 
 @overload
 def layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, residual: None = None
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: None = None,
+    skip: Literal[False] = False,
 ) -> Tensor: ...
 
 
 @overload
 def layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, residual: Tensor
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor,
+    skip: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    skip: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    skip: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y = (x + residual - mean) · rstd · weight + bias, of x's shape and dtype, contiguous.
 
     x: (..., C), any strides.
     weight, bias: (C,), 1 and 0 where absent.
     residual: x's shape. With it the result is (y, x + residual), the sum with which the next block goes on.
+    skip: whether the result is (y, x) where there is no residual. What goes on with this x gives its gradient to the norm's
+        backward, which adds it in its own pass.
 
     All are floats. The statistics and the affine part are in fp32, in fp64 for fp64 x; x and residual are added in x's dtype.
     Autocast has no effect.
@@ -54,21 +86,23 @@ def layer_norm(
     check_device("layer_norm", x.device, "of x", weight=weight, bias=bias, residual=residual)
 
     if use_triton(x) and _held(x.shape[-1], x.dtype):
+        if residual is None and skip:
+            return _layer_norm_beside_x(x, residual, weight, bias, eps)
         y, total, _ = _layer_norm(x, residual, weight, bias, eps)
         return y if residual is None else (y, total)
-    return layer_norm_reference(x, weight, bias, eps, residual)
+    y, total = layer_norm_reference(x, weight, bias, eps, residual)
+    return (y, total) if skip or residual is not None else y
 
 
 def layer_norm_reference(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
+    """y, and the sum that it is the norm of."""
     total = x if residual is None else (x + residual.to(x.dtype)).contiguous()
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            y = _normalize(total, weight, bias, eps)
-    else:
-        y = _normalize(total, weight, bias, eps)
-    return y if residual is None else (y, total)
+            return _normalize(total, weight, bias, eps), total
+    return _normalize(total, weight, bias, eps), total
 
 
 def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -129,12 +163,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     of_x, of_residual, of_weight, of_bias = ctx.dtypes
     needs_x, needs_residual, needs_weight, needs_bias, _ = ctx.needs_input_grad
-    dtotal = None if of_residual is None else dtotal  # of no elements
+    x, *saved = ctx.saved_tensors
+    if dtotal is not None and dtotal.shape != x.shape:
+        dtotal = None  # of no elements, where there is no sum
     dx, dweight, dbias = dtotal, None, None
     if dy is not None:
         wanted = needs_x or needs_residual, needs_weight, needs_bias
         dtypes = [dtype if want else None for dtype, want in zip((of_x, of_weight, of_bias), wanted, strict=True)]
-        made = _layer_norm_backward(dy, dtotal, *ctx.saved_tensors, *dtypes)
+        made = _layer_norm_backward(dy, dtotal, x, *saved, *dtypes)
         dx, dweight, dbias = (grad if want else None for grad, want in zip(made, wanted, strict=True))
     dresidual = dx.to(of_residual) if needs_residual and dx is not None else None
     return dx if needs_x else None, dresidual, dweight, dbias, None
@@ -153,3 +189,4 @@ _layer_norm = define(
     setup_context=_setup_context,
     backward=_gradients,
 )
+_layer_norm_beside_x = beside_input(_layer_norm, _setup_context, _gradients)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("fastgen", "DEF")
 
@@ -32,10 +33,38 @@ def define(
         return getattr(torch.ops.fastgen, name).default
     if backward is None:
 
-        def backward(ctx: Any, *grads: torch.Tensor) -> None:
+        def backward(ctx: Any, *grads: Tensor) -> None:
             raise NotImplementedError(
                 f"fastgen::{name} has no derivative; for second derivatives call the op inside fastgen.disabled()"
             )
 
     torch.library.register_autograd(f"fastgen::{name}", backward, setup_context=setup_context, lib=LIBRARY)
     return getattr(torch.ops.fastgen, name).default
+
+
+def beside_input(
+    op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The first output of an op, and its first input as it is: an op of torch.library may not return one.
+
+    So the gradients of both come to `backward` together, that of the input as its second, and it can add what autograd would add
+    in a pass of its own. That is left to torch.compile where it is at work.
+    """
+
+    class BesideInput(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+            outputs = op(x, *arguments)
+            setup_context(ctx, (x, *arguments), outputs)
+            return outputs[0], x
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor | None, dx: Tensor | None) -> Any:  # type: ignore[override]
+            return backward(ctx, dy, dx, None)
+
+    def call(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            return op(x, *arguments)[0], x
+        return BesideInput.apply(x, *arguments)
+
+    return call

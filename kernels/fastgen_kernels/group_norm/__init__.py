@@ -15,7 +15,7 @@ from fastgen_kernels.checks import check_choice, check_device, check_float, chec
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.group_norm.reference import group_norm_reference
 from fastgen_kernels.layout import compute_dtype, empty_like
-from fastgen_kernels.library import define
+from fastgen_kernels.library import beside_input, define
 
 Activation = Literal["silu"]
 
@@ -33,6 +33,7 @@ def group_norm(
     shift: Tensor | None = None,
     pre_bias: Tensor | None = None,
     residual: None = None,
+    skip: Literal[False] = False,
 ) -> Tensor: ...
 
 
@@ -49,6 +50,24 @@ def group_norm(
     shift: Tensor | None = None,
     pre_bias: Tensor | None = None,
     residual: Tensor,
+    skip: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pre_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    skip: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -64,6 +83,7 @@ def group_norm(
     shift: Tensor | None = None,
     pre_bias: Tensor | None = None,
     residual: Tensor | None = None,
+    skip: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y = act((GN(x + pre_bias + residual)·weight + bias)·(1 + scale) + shift), of x's shape, dtype and memory format.
 
@@ -74,6 +94,8 @@ def group_norm(
     scale, shift: (N, C), 0 where absent.
     pre_bias: (N, C), added to x before the norm: a residual block's time embedding.
     residual: x's shape. With it the result is (y, x + residual), so that the next block has its skip connection.
+    skip: whether the result is (y, x) where there is no residual. What goes on with this x gives its gradient to the norm's
+        backward, which adds it in its own pass.
 
     All are floats. The statistics and the affine part are in fp32, in fp64 for fp64 x; x, pre_bias and residual are
     added in x's dtype. Autocast has no effect.
@@ -95,9 +117,13 @@ def group_norm(
     check_choice("group_norm", "activation", activation, (None, "silu"))
 
     if use_triton(x):
-        y, total, _ = _group_norm(x, residual, weight, bias, scale, shift, pre_bias, num_groups, eps, activation)
+        arguments = x, residual, weight, bias, scale, shift, pre_bias, num_groups, eps, activation
+        if residual is None and skip:
+            return _group_norm_beside_x(*arguments)
+        y, total, _ = _group_norm(*arguments)
         return y if residual is None else (y, total)
-    return group_norm_reference(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias, residual)
+    y, total = group_norm_reference(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias, residual)
+    return (y, total) if skip or residual is not None else y
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,12 +161,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     needs_x, needs_residual, *needed = ctx.needs_input_grad[:7]
-    dtotal = None if ctx.residual is None else dtotal  # of no elements
+    x, *saved = ctx.saved_tensors
+    if dtotal is not None and dtotal.shape != x.shape:
+        dtotal = None  # of no elements, where there is no sum
     wanted = [needs_x or needs_residual, *needed]
     if dy is None:
         grads = [dtotal, *[None] * 5]
     else:
-        made = _group_norm_backward(dy, dtotal, *ctx.saved_tensors, ctx.activation, wanted)
+        made = _group_norm_backward(dy, dtotal, x, *saved, ctx.activation, wanted)
         grads = [grad if want else None for grad, want in zip(made, wanted, strict=True)]
     dx, *rest = grads
     dresidual = dx.to(ctx.residual) if needs_residual and dx is not None else None
@@ -161,3 +189,4 @@ _group_norm = define(
     setup_context=_setup_context,
     backward=_gradients,
 )
+_group_norm_beside_x = beside_input(_group_norm, _setup_context, _gradients)

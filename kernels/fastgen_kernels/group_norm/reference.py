@@ -20,7 +20,8 @@ def group_norm_reference(
     shift: Tensor | None,
     pre_bias: Tensor | None,
     residual: Tensor | None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
+    """y, and the sum that it is the norm of, without pre_bias."""
     n, c, *spatial = x.shape
     compute = compute_dtype(x.dtype)
     modulated = scale is not None or shift is not None
@@ -50,8 +51,7 @@ def group_norm_reference(
         y = _normalize(h.reshape(1, n * c, *spatial), n * num_groups, a.reshape(-1), b.reshape(-1), eps).view(x.shape)
 
     y = like(y, x)
-    y = (F.silu(y) if activation == "silu" else y).to(x.dtype)
-    return y if residual is None else (y, total)
+    return (F.silu(y) if activation == "silu" else y).to(x.dtype), total
 
 
 def _normalize(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
