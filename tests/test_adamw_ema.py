@@ -99,6 +99,7 @@ def test_decay(profile, decays):
         (lambda x: x.params.__setitem__(1, x.params[1].double()), "must be like it, .* got torch.float64"),
         (lambda x: x.exp_avg_sqs.__setitem__(1, x.exp_avg_sqs[1].t().contiguous().t()), r"strides \(5, 1\).* strides \(1, 3\)"),
         (lambda x: x.grads.__setitem__(0, torch.ones(40, dtype=torch.int32)), "got torch.int32"),
+        (lambda x: x.params.__setitem__(1, x.params[1].to("meta")), "params must be on one device, got (cpu|cuda:0), meta"),
         (lambda x: setattr(x, "counts", x.counts.float()), r"counts must be torch.int64 of shape \(2,\), got torch.float32"),
         (lambda x: setattr(x, "lr", x.lr[:1]), r"lr must be torch.float64 of shape \(2,\), got torch.float64 of shape \(1,\)"),
     ],

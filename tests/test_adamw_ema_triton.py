@@ -46,6 +46,7 @@ def _small_chunks(request, monkeypatch):
 @pytest.mark.kill
 @pytest.mark.parametrize("copies", [[], [BF16]])
 def test_accurate_at_full_size(copies):
+    assert adamw_ema_triton.CHUNK.value % adamw_ema_triton.BLOCK.value == 0  # chunks begin at multiples of 16 bytes
     assert_right(problem([(32773,), (16384,), (3, 8, 7, 5), (5, 1024)], copies=copies))
 
 

@@ -55,6 +55,12 @@ class AdamWEMA(torch.optim.AdamW):
         self._counts: Tensor | None = None
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            sharded = hasattr(p, "placements")
+            expect("params", type(p).__name__, not sharded, "whole tensors, not the DTensors of FSDP2")
+
     @property
     def updates(self) -> Tensor:
         """How many steps were made: 0-dim int64, on the device."""

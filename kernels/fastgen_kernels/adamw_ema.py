@@ -174,6 +174,8 @@ def _check(
     for i, average in enumerate(averages):
         if len(average) != len(params):
             raise ValueError(f"adamw_ema_: averages[{i}] must be as many as params, {len(params)}, got {len(average)}")
+    if len(devices := {p.device for p in params}) > 1:
+        raise ValueError(f"adamw_ema_: params must be on one device, got {', '.join(sorted(map(str, devices)))}")
     alike = [(p.numel(), p.stride()) for p in params]
     for xs in (params, grads, exp_avgs, exp_avg_sqs, *averages, copies):
         dtypes = FLOATS if xs is grads or xs is copies else (dtype,)

@@ -79,7 +79,7 @@ def prepare_kernel(
     if sums_ptr is not None:
         total = tl.zeros((WIDTH,), tl.float64)
         for first in range(0, SUMS, WIDTH):
-            total += tl.load(sums_ptr + first + i, first + i < SUMS, 0.0).to(tl.float64)
+            total += tl.load(sums_ptr + first + i, first + i < SUMS, 0.0)
         norm = tl.sqrt(tl.sum(total)) * scale
         kept = kept & (norm < float("inf"))  # nor is NaN
         scale *= tl.minimum(clip / (norm + 1e-6), 1.0)
