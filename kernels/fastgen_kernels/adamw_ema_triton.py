@@ -73,7 +73,7 @@ def prepare_kernel(
     scale = tl.full((), 1.0, tl.float64)
     if scale_ptr is not None:
         scale = 1.0 / tl.load(scale_ptr).to(tl.float64)
-    kept = scale == scale
+    kept = tl.full((), 1, tl.int1)
     if found_ptr is not None:
         kept = tl.load(found_ptr) == 0.0
     if sums_ptr is not None:
@@ -107,7 +107,7 @@ def prepare_kernel(
         beta1, beta2, eps, weight_decay = four(settings_ptr + 4 * group, inside)
         t = step.to(tl.float64)
         factors = factors_ptr + (first + i) * FACTORS
-        tl.store(factors, tl.broadcast_to(scale, (WIDTH,)).to(tl.float32), inside)
+        tl.store(factors, scale.to(tl.float32), inside)
         tl.store(factors + 1, (1.0 - lr * weight_decay).to(tl.float32), inside)
         tl.store(factors + 2, (1.0 - beta1).to(tl.float32), inside)
         tl.store(factors + 3, beta2.to(tl.float32), inside)
