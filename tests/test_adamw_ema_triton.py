@@ -16,7 +16,7 @@ from tests.laboratory.allocations import assert_all_written
 from tests.laboratory.compiling import assert_registered
 from tests.laboratory.device import DEVICE, INTERPRETED, interpreter_only
 from tests.laboratory.far import LIMIT, lazy
-from tests.laboratory.guard_pages import assert_in_bounds
+from tests.laboratory.guard_pages import assert_in_bounds, guarded
 from tests.laboratory.races import assert_order_free, assert_race_free
 from tests.test_aot import aot
 
@@ -59,6 +59,7 @@ def test_accurate_at_full_size(copies):
         {"averages": 2, "clip": torch.inf},
         {"averages": 2, "updates": 0},  # the first update, of which a power function keeps all
         {"size": 1e-4},  # not clipped
+        {"size": 1e-7, "clip": 1e-7},  # by a norm that 1e-6 is added to
         {"size": 1e4, "grad_scale": SCALE, "found_inf": ZERO},
         {"clip": 0.0, "size": 1e3, "grad_scale": SCALE},
         {"unaligned": True, "averages": 2},
@@ -165,6 +166,27 @@ def test_sound():
     assert_all_written(run, vars(given))
     assert_race_free(lambda: run(vars(given)))
     assert_order_free(lambda: run(vars(given)))
+
+
+@interpreter_only
+@pytest.mark.kill
+def test_the_plan_is_read_within_its_bounds_at_full_size(monkeypatch):
+    def guarded_plan(words, device):
+        return guarded(torch.from_numpy(words))
+
+    def run(given):
+        monkeypatch.setattr(adamw_ema_triton, "upload", guarded_plan)
+        return list(stepped(Problem(**given)).values())
+
+    assert_in_bounds(run, vars(problem([(5,), (3, 4)], averages=2)))
+
+
+@pytest.mark.kill
+def test_the_first_average_by_a_power_function_is_the_parameter():
+    """torch.lerp ends where it should."""
+    results = stepped(problem(averages=2, updates=0))
+    for i in range(len(SHAPES)):
+        assert torch.equal(results[f"average 1 of {i}"], results[f"param {i}"])
 
 
 @interpreter_only

@@ -70,10 +70,9 @@ def prepare_kernel(
     """The numbers of each of N parameters, and those common to all: whether the step is made, and the weights of the averages.
     Counts the step. One program, in fp64."""
     i = tl.arange(0, WIDTH)
-    scale = tl.full((), 1.0, tl.float64)
+    scale, kept = 1.0, tl.full((), 1, tl.int1)
     if scale_ptr is not None:
-        scale = 1.0 / tl.load(scale_ptr).to(tl.float64)
-    kept = tl.full((), 1, tl.int1)
+        scale /= tl.load(scale_ptr)
     if found_ptr is not None:
         kept = tl.load(found_ptr) == 0.0
     if sums_ptr is not None:
@@ -83,48 +82,40 @@ def prepare_kernel(
         norm = tl.sqrt(tl.sum(total)) * scale
         kept = kept & (norm < float("inf"))  # nor is NaN
         scale *= tl.minimum(clip / (norm + 1e-6), 1.0)
-    tl.store(common_ptr, kept.to(tl.float32))
+    tl.store(common_ptr, kept)
 
-    made = tl.load(counts_ptr)
-    n = (made + 1).to(tl.float64)
+    n = tl.load(counts_ptr).to(tl.float64) + 1.0
     for j in tl.static_range(AVERAGES):
         profile = profiles_ptr + 3 * j
         decay = tl.minimum(tl.load(profile), n / (n + tl.load(profile + 1)))
-        decay *= power(1.0 - 1.0 / n, tl.load(profile + 2))
-        tl.store(common_ptr + 1 + j, (1.0 - decay).to(tl.float32))
-    tl.store(counts_ptr, made + kept.to(tl.int64))
-    tl.store(counts_ptr + 1, tl.load(counts_ptr + 1) + (1 - kept.to(tl.int64)))
+        tl.store(common_ptr + 1 + j, 1.0 - decay * power(1.0 - 1.0 / n, tl.load(profile + 2)))
+    count_ptr = counts_ptr + tl.where(kept, 0, 1)
+    tl.store(count_ptr, tl.load(count_ptr) + 1)
 
     for first in range(0, N, WIDTH):
         inside = first + i < N
-        row = table_ptr + (first + i).to(tl.int64) * COLUMNS
+        row = table_ptr + (first + i) * COLUMNS
         step_ptr = tl.load(row + STEP, inside).to(tl.pointer_type(tl.float32))
-        step = tl.load(step_ptr, inside) + kept.to(tl.float32)
+        step = tl.load(step_ptr, inside) + tl.where(kept, 1.0, 0.0)
         tl.store(step_ptr, step, inside)
 
-        group = tl.load(row + GROUP, inside)
-        lr = tl.load(lr_ptr + group, inside)
-        beta1, beta2, eps, weight_decay = four(settings_ptr + 4 * group, inside)
-        t = step.to(tl.float64)
+        group = tl.load(row + GROUP, inside, 0)
+        settings = settings_ptr + 4 * group
+        lr, beta1, beta2 = tl.load(lr_ptr + group), tl.load(settings), tl.load(settings + 1)
         factors = factors_ptr + (first + i) * FACTORS
-        tl.store(factors, scale.to(tl.float32), inside)
-        tl.store(factors + 1, (1.0 - lr * weight_decay).to(tl.float32), inside)
-        tl.store(factors + 2, (1.0 - beta1).to(tl.float32), inside)
-        tl.store(factors + 3, beta2.to(tl.float32), inside)
-        tl.store(factors + 4, (1.0 - beta2).to(tl.float32), inside)
-        tl.store(factors + 5, (lr / (1.0 - power(beta1, t))).to(tl.float32), inside)
-        tl.store(factors + 6, tl.sqrt(1.0 - power(beta2, t)).to(tl.float32), inside)
-        tl.store(factors + 7, eps.to(tl.float32), inside)
-
-
-@triton.jit
-def four(at, inside):
-    return tl.load(at, inside), tl.load(at + 1, inside), tl.load(at + 2, inside), tl.load(at + 3, inside)
+        tl.store(factors, scale, inside)
+        tl.store(factors + 1, 1.0 - lr * tl.load(settings + 3), inside)
+        tl.store(factors + 2, 1.0 - beta1, inside)
+        tl.store(factors + 3, beta2, inside)
+        tl.store(factors + 4, 1.0 - beta2, inside)
+        tl.store(factors + 5, lr / (1.0 - power(beta1, step)), inside)
+        tl.store(factors + 6, tl.sqrt(1.0 - power(beta2, step)), inside)
+        tl.store(factors + 7, tl.load(settings + 2), inside)
 
 
 @triton.jit
 def power(base, exponent):
-    """In fp64, of a base from 0 on; 1 for 0^0."""
+    """Of a base in fp64 from 0 on; 1 for 0^0."""
     return tl.exp(exponent * tl.log(tl.maximum(base, 1e-300)))
 
 
