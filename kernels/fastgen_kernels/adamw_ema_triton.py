@@ -156,7 +156,7 @@ def update_kernel(
     numbers = None
     if GRAD_DTYPE is not None:
         numbers = eight(factors_ptr + tensor * FACTORS)
-    weights = tl.load(common_ptr + 1, AVERAGES > 0), tl.load(common_ptr + 2, AVERAGES > 1)
+    weights = tl.load(common_ptr + 1), tl.load(common_ptr + 2)
 
     e = tl.arange(0, BLOCK)
     whole = n // BLOCK * BLOCK
@@ -239,7 +239,7 @@ def launch(
         plan = find_plan(facts)
         sums = counts.new_empty(sum(plan.kinds.values()), dtype=torch.float32) if clip > 0 else None
         factors = counts.new_empty((len(grads), FACTORS.value), dtype=torch.float32)
-        common = counts.new_empty(1 + averages, dtype=torch.float32)
+        common = counts.new_empty(3, dtype=torch.float32)
 
         taken = 0
         for kind, chunks in plan.kinds.items() if sums is not None else ():
