@@ -10,6 +10,7 @@ from benchmarks.interpreter import last_program
 from benchmarks.traffic import counted
 from fastgen_kernels import adamw_ema_triton
 from fastgen_kernels.adamw_ema import Profile, Settings, _adamw_ema_, adamw_ema_
+from fastgen_kernels.adamw_ema_triton import Facts, Kind, make_plan
 from tests.adamw_problems import BF16, FP16, FP32, FP64, SHAPES, Problem, exact, formula, problem, stepped
 from tests.laboratory.accuracy import assert_accurate
 from tests.laboratory.allocations import assert_all_written
@@ -206,6 +207,24 @@ def test_beyond_2_31_elements_at_full_size(clip):
     if clip == 0.0:
         assert given.params[0][-1] < 1.0
         assert given.averages[0][0][-1] < 1.0
+
+
+@pytest.mark.kill
+def test_plan_at_full_size():
+    """Of a bf16 gradient with a copy, of a gradient that is at no multiple of 16 bytes, and of a parameter without one."""
+    pointers = (16, 64, 96), (32, 40), (48, 160), (80, 176), (112, 208, 192), (), (128,), (4, 8)
+    sizes, settings, profiles = (16385, 7, 3 * 16384), (0.9, 0.999, 1e-8, 0.01), (0.99, 9.0, 0.0)
+    facts = Facts(pointers, sizes, (BF16, FP32), (BF16,), (0, 1), settings, profiles, torch.device("cpu"))
+    plan = make_plan(facts)
+    assert plan.kinds == {Kind(BF16, BF16, True): 2, Kind(FP32, None, False): 1, Kind(None, None, True): 3}
+    assert plan.table.view(3, -1).tolist() == [
+        [16, 32, 48, 80, 112, 0, 128, 4, 16385, 0],
+        [64, 40, 160, 176, 208, 0, 0, 8, 7, 1],
+        [96, 0, 0, 0, 192, 0, 0, 0, 3 * 16384, 0],
+    ]
+    assert plan.chunks.view(-1, 2).tolist() == [[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [2, 2]]
+    assert tuple(plan.settings.tolist()) == settings
+    assert tuple(plan.profiles.tolist()) == profiles
 
 
 @interpreter_only
