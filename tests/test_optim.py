@@ -20,7 +20,7 @@ def make_net(seed=0):
 
 def backward(net, seed, size=1.0):
     """Gradients of a step of training."""
-    x = torch.randn(2, 3, DIM, DIM, generator=torch.Generator().manual_seed(seed)).to(next(net.parameters()))
+    x = torch.randn(2, 3, DIM, DIM, generator=torch.Generator().manual_seed(seed), device="cpu").to(next(net.parameters()))
     loss = size * F.mse_loss(net(x), x.flip(1)).float()
     net.zero_grad()
     loss.backward()
