@@ -119,7 +119,7 @@ class TrainConfig:
     steps: int = 100_000
     """Optimizer steps in all; the learning rate depends on the step alone."""
     batch_size: int = 128
-    """Samples per optimizer step."""
+    """Samples per optimizer step, over all ranks."""
     accumulation: int = 1
     """Parts that a batch is computed in, for less memory."""
     lr: float = 2e-4
@@ -140,6 +140,12 @@ class TrainConfig:
     """auto: bf16 autocast where the processor or GPU computes in it, fp16 with scaled gradients on other GPUs."""
     device: str = "auto"
     """auto: cuda where there is one, else cpu."""
+    compile: bool = False
+    """Compile the objective with torch.compile: a minute before the first step."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Launch a whole step as one CUDA graph. auto: on a GPU, in one process, where nothing stands against it."""
+    shard: bool = False
+    """Under torchrun, shard weights, gradients, optimizer and average over the ranks (FSDP2), instead of copying them (DDP)."""
     threads: int | None = None
     """Processor threads, at most one a core; torch's choice when not given. Small models are faster with few."""
     seed: int = 0

@@ -19,10 +19,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
+def place(model: nn.Module, device: torch.device, *, channels_last: bool = True) -> nn.Module:
     """The model, on the device. On a GPU the weights of its convolutions are channels_last, as tensor cores take them, and so
-    then is all that passes through it."""
-    if device.type == "cuda":
+    then is all that passes through it; unless that is not wanted."""
+    if device.type == "cuda" and channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return model.to(device)
 

@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fastgen.sharding import local
 
 
 class EMA:
@@ -16,13 +18,22 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._average: list[torch.Tensor] = list(self.model.parameters())
-        self._buffers = list(self.model.buffers())
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Takes in the weights after optimizer step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, list(model.parameters()), 1 - decay)
-        for average, buffer in zip(self._buffers, model.buffers(), strict=True):
-            average.copy_(buffer)
+    def update(self, model: nn.Module, step: int | Tensor, kept: Tensor | None = None) -> None:
+        """Takes in the weights after optimizer step `step`, counted from 0, unless `kept` is False.
+
+        step and kept are 0-dim tensors where they are known on the device alone, which nothing waits for."""
+        average, weights = local(self.model.parameters()), local(model.parameters())
+        step = torch.as_tensor(step, device=weights[0].device)
+        weight = (9 / (10 + step)).clamp(min=1 - self.decay)  # 1 - decay
+        if kept is not None:
+            weight = weight * kept
+        if weight.is_cuda:  # a few launches; lerp by a weight on the device makes one for each parameter
+            change = torch._foreach_sub(weights, average)
+            torch._foreach_mul_(change, weight)
+            torch._foreach_add_(average, change)
+        else:
+            torch._foreach_lerp_(average, weights, [weight] * len(average))
+        for buffer, trained in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(trained)

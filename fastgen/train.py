@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from tqdm import tqdm
 
 from fastgen import streams
 from fastgen.allocator import keep_freed_memory
@@ -26,15 +25,21 @@ from fastgen.device import autocast, place, resolve_device, resolve_precision
 from fastgen.ema import EMA
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
+from fastgen.graph import GraphedStep, use_graph
 from fastgen.interchange.init_from import starting_from
 from fastgen.interchange.weights import load_weights
 from fastgen.interruption import Interruption
-from fastgen.metrics_log import MetricsLog, plot_loss
+from fastgen.metrics_log import plot_loss
 from fastgen.models import MODELS, VariationalAutoencoder
 from fastgen.objectives import DiffusionObjective, VAEObjective
 from fastgen.preview import Preview
+from fastgen.progress import Progress, expect_finite
+from fastgen.ranks import Vote, barrier, expect_own_device, joined, mark, mean, rank, restarted, world
 from fastgen.run import describe, make_diffusion
+from fastgen.sharding import accumulating, distribute, gathered, shard
 from fastgen.training_state import restore_state, save_state
+
+TIME_IS_UP = 1  # what a rank votes to stop for, besides signals, whose numbers are larger
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,14 @@ class Outcome:
     signal: int | None
 
 
+@joined()
 def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Path | None = None) -> Outcome:
     """Trains what the configuration describes up to `config.steps`, or until SIGINT, SIGTERM or `config.max_minutes` stop it,
     which saves. `out` becomes the run's folder; with `resume` it is one, and training goes on from its last checkpoint. With
     `init_from` it begins with the weights of a run of the same model, or with a UNet that diffusers wrote, see `starting_from`.
+
+    In each of the processes that torchrun starts it does a share of every batch; the first process alone writes `out`, which all
+    must see. Where torchrun starts them again, they go on from the last checkpoint by themselves, see `restarted`.
 
     Raises ValueError for a configuration that does not fit the data or the weights, a folder that is in use, or a checkpoint that
     is missing or corrupt; FloatingPointError where the loss is no longer finite.
@@ -56,10 +65,16 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     if init_from is not None:
         expect("init_from", str(init_from), not resume, "none with resume, which goes on with the run's own weights")
         config = starting_from(config, init_from)
+    resume = resume or restarted(out)
+    shares = world() * config.accumulation
+    divides = config.batch_size % shares == 0
+    expect("batch_size", config.batch_size, divides, f"a multiple of {shares}, {world()} ranks times the accumulation")
     deadline = time.monotonic() + 60 * (config.max_minutes or math.inf)
     if config.threads is not None:
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
     device = resolve_device(config.device)
+    expect_own_device(config.device, device)
+    graphed = use_graph(config, device)
     if device.type == "cpu":
         keep_freed_memory()
 
@@ -72,69 +87,97 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
 
     torch.manual_seed(config.seed)
     model = MODELS[description["model"]](**description["arguments"])
-    if init_from is not None:
+    if init_from is not None and not resume:
         load_weights(model, init_from, description)
-    model = place(model, device)
-    objective = make_objective(config, model)
+    shards = config.shard and world() > 1
+    model = place(model, device, channels_last=not shards)  # FSDP2 takes no other strides
     ema = EMA(model, config.ema)
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
+    if shards:
+        shard(ema.model, device, free=False)
+    objective = make_objective(config, model)
+    if config.compile:
+        objective.compile()
+    objective = distribute(objective, device, shards=shards)
+    lr = torch.tensor(config.lr, device=device)  # where a CUDA graph can read it
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr, config.betas, weight_decay=config.weight_decay, fused=True, capturable=graphed
+    )
     precision = resolve_precision(device, config.precision)
     scaler = GradScaler(device.type, enabled=precision == "fp16")
+    if rank() > 0:
+        torch.manual_seed(config.seed + rank())  # of dropout, which is to differ
 
     step = restore_state(out, model, ema, optimizer, description, scaler) if resume else claim(out)
-    save_yaml(config, out / "config.yaml")
+    saved = step if resume else None
+    if rank() == 0:
+        save_yaml(config, out / "config.yaml")
+        mark(out)
+        report_broken(data)
+    reported = len(data.broken)
     preview = Preview(config, out / "samples", ema.model, make_objective(config, ema.model).eval(), data, held_out, device)
+    rows = config.batch_size // world()
+    samples = range(rank() * rows, (rank() + 1) * rows)  # of each batch
     batches = data.batches(
-        config.batch_size, seed=config.seed, start=step * config.batch_size, device=device, workers=config.data.workers
+        rows,
+        seed=config.seed,
+        start=step * config.batch_size,
+        device=device,
+        workers=config.data.workers,
+        rank=rank(),
+        world=world(),
     )
 
-    report_broken(data)
-    reported = len(data.broken)
+    one = torch.ones((), device=device)
 
-    settings: dict[str, Any] = {"accumulation": config.accumulation, "clip": config.clip}
-    settings |= {"precision": precision, "scaler": scaler}
+    def update(image: Tensor, label: Tensor | None, key: Tensor) -> Tensor:
+        """The loss and the step that follows from it, of the weights and their average: all that a CUDA graph records."""
+        image = augment(image, at(key, stream=streams.AUGMENT), flip=config.data.flip, shift=config.data.shift)
+        scale = scaler.scale(one)
+        settings: dict[str, Any] = {"accumulation": config.accumulation, "clip": config.clip}
+        loss = train_step(objective, optimizer, image, label, key, precision=precision, scaler=scaler, **settings)
+        ema.update(model, key[0, 2], kept=scaler.scale(one) >= scale)  # it falls with a step that was skipped
+        return loss
+
+    def save() -> None:
+        progress.settle()
+        if losses:
+            expect_finite(mean(torch.stack(losses).mean()).item(), step)
+        save_state(out, step, model, ema, optimizer, description, config.keep, scaler)
+
+    run_step = GraphedStep(update) if graphed else update
     losses: list[Tensor] = []
-    since = time.monotonic()
-    with (
-        Interruption() as interruption,
-        closing(MetricsLog(out / "metrics.jsonl", step)) as log,
-        tqdm(total=config.steps, initial=step, unit="step", disable=None) as bar,
-    ):
-        while step < config.steps and interruption.signal is None and time.monotonic() < deadline:
+    stop, vote = 0, Vote()
+    with Interruption() as interruption, closing(Progress(out, step, config.steps)) as progress:
+        while step < config.steps and not (stop := vote(interruption.signal or int(time.monotonic() >= deadline))):
             image, label = next(batches)
-            key = noise_key(config.seed, streams.NOISE, step, config.batch_size, device)
-            image = augment(image, at(key, stream=streams.AUGMENT), flip=config.data.flip, shift=config.data.shift)
+            key = noise_key(config.seed, streams.NOISE, step, samples, device)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-
-            scale = scaler.get_scale()
-            losses.append(train_step(objective, optimizer, image, label, key, **settings))
-            if scaler.get_scale() >= scale:  # it falls with a step that was skipped, which made no new weights to average
-                ema.update(model, step)
+                group["lr"].fill_(learning_rate(config, step))
+            losses.append(run_step(image, label, key))
             step += 1
-            bar.update()
+            progress.step()
 
             if step % config.log_every == 0 or step == config.steps:
-                loss, speed = finite_mean(losses, step), len(losses) * config.batch_size / (time.monotonic() - since)
-                log.write(step=step, loss=loss, lr=learning_rate(config, step - 1), images_per_second=round(speed, 1))
-                bar.set_postfix_str(f"loss {loss:.4g}, {speed:.0f} images/s")
-                losses, since = [], time.monotonic()
+                progress.loss(losses, images=len(losses) * config.batch_size, step=step, lr=learning_rate(config, step - 1))
+                losses = []
 
             if step % config.sample_every == 0 or step == config.steps:
-                log.write(step=step, **preview(step))
-                since = time.monotonic()
+                with gathered(ema.model):
+                    progress.write(step=step, **(preview(step) if rank() == 0 else {}))
 
             if step % config.checkpoint_every == 0:
-                finite_mean(losses, step)
-                save_state(out, step, model, ema, optimizer, description, config.keep, scaler)
+                save()
+                saved = step
 
-        finite_mean(losses, step)
-        save_state(out, step, model, ema, optimizer, description, config.keep, scaler)
+        vote.close()
+        if step != saved:
+            save()
 
     if len(data.broken) > reported:  # some are met on the way
         report_broken(data)
-    plot_loss(out / "metrics.jsonl", out / "loss.png")
-    return Outcome(step, interruption.signal)
+    if rank() == 0:
+        plot_loss(out / "metrics.jsonl", out / "loss.png")
+    return Outcome(step, stop if stop > TIME_IS_UP else None)
 
 
 def train_step(
@@ -167,10 +210,11 @@ def train_step(
         strict=True,
     )
     total = torch.zeros((), device=x.device)
-    for x_part, label_part, key_part in parts:
-        with autocast(x.device, precision):
-            loss = objective(x_part, label_part, key=key_part).sum() / len(x)
-        scaler.scale(loss).backward()
+    for i, (x_part, label_part, key_part) in enumerate(parts):
+        with accumulating(objective, last=i == accumulation - 1):
+            with autocast(x.device, precision):
+                loss = objective(x_part, label_part, key=key_part).sum() / len(x)
+            scaler.scale(loss).backward()
         total += loss.detach()
     if clip > 0:
         scaler.unscale_(optimizer)
@@ -179,15 +223,6 @@ def train_step(
     scaler.update()
     optimizer.zero_grad()
     return total
-
-
-def finite_mean(losses: list[Tensor], step: int) -> float:
-    """The mean of the losses since the last look, 0 for none. Raises FloatingPointError where it is not finite: nothing that came
-    of it is to be saved."""
-    loss = torch.stack(losses).mean().item() if losses else 0.0
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} by step {step}: a lower lr may help")
-    return loss
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -224,6 +259,9 @@ def claim(out: Path) -> int:
         raise ValueError(f"out: {str(out)!r} already holds a run; add --resume to go on with it, or --out for another folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
         raise ValueError(f"out: expected a new or empty folder, got {str(out)!r}, which holds {next(out.iterdir()).name}")
+    barrier()  # all have looked
+    if rank() > 0:
+        return 0
     try:
         (out / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,9 @@ from torch.amp import GradScaler
 
 from fastgen import checkpoint
 from fastgen.ema import EMA
+from fastgen.ranks import everyones, rank
 from fastgen.run import find_checkpoint
+from fastgen.sharding import laid_out_as, whole
 
 
 def save_state(
@@ -22,22 +24,23 @@ def save_state(
     description: dict[str, Any],
     keep: int,
     scaler: GradScaler | None = None,
-) -> Path:
-    """Writes the checkpoint of `step` into the run `out`, then drops all but the last `keep`."""
+) -> None:
+    """Writes the checkpoint of `step`, which has none yet, into the run `out`, then drops all but the last `keep`. Every rank
+    must call it; the first one writes, the same files for any number of them but for the generators' states."""
+    tensors = {
+        "model": whole(model.state_dict()),
+        "ema": whole(ema.model.state_dict()),
+        "rng": _rng_states(),
+        "optimizer": whole(_optimizer_tensors(model, optimizer)),
+    }
+    if rank() > 0:
+        return
     folder = checkpoint.at_step(out / "checkpoints", step)
-    if not folder.exists():
-        tensors = {
-            "model": model.state_dict(),
-            "ema": ema.model.state_dict(),
-            "rng": _rng_state(),
-            "optimizer": _optimizer_tensors(model, optimizer),
-        }
-        scaling = {"scaler": scaler.state_dict()} if scaler is not None and scaler.is_enabled() else {}
-        checkpoint.save(folder, tensors, {"config": description} | scaling)
+    scaling = {"scaler": scaler.state_dict()} if scaler is not None and scaler.is_enabled() else {}
+    checkpoint.save(folder, tensors, {"config": description} | scaling)
     stale = [checkpoint.at_step(folder.parent, old) for old in checkpoint.steps(folder.parent)[:-keep]]
     for path in [*stale, *folder.parent.glob(".*.tmp")]:  # the latter are what a crash left half-written
         shutil.rmtree(path)
-    return folder
 
 
 def restore_state(
@@ -49,7 +52,7 @@ def restore_state(
     scaler: GradScaler | None = None,
 ) -> int:
     """Puts the last checkpoint of the run `out` into model, average, optimizer, torch's generators and, where it was saved with
-    one, the gradient scaler; returns its step.
+    one, the gradient scaler; returns its step. Every rank must call it, with any number of them.
 
     Raises ValueError where there is none, it is corrupt, or it is of another model or other data."""
     folder = find_checkpoint(out)
@@ -57,8 +60,8 @@ def restore_state(
     for name, value in description.items():
         if saved.get(name) != value:
             raise ValueError(f"resume: expected the run's own {name} {saved.get(name)}, got {value}")
-    model.load_state_dict(checkpoint.load_tensors(folder, "model"))
-    ema.model.load_state_dict(checkpoint.load_tensors(folder, "ema"))
+    _load_weights(model, checkpoint.load_tensors(folder, "model"))
+    _load_weights(ema.model, checkpoint.load_tensors(folder, "ema"))
     _load_optimizer(model, optimizer, checkpoint.load_tensors(folder, "optimizer"))
     _set_rng_state(checkpoint.load_tensors(folder, "rng"))
     if scaler is not None and scaler.is_enabled() and (folder / "scaler.json").exists():
@@ -75,6 +78,11 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
+def _load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    model.load_state_dict({name: laid_out_as(own[name], value) if name in own else value for name, value in tensors.items()})
+
+
 def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     index = {name: i for i, name in enumerate(parameters)}
@@ -82,18 +90,24 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
     for key, value in tensors.items():
         kind, name = key.split(":", 1)
         if value.shape == parameters[name].shape:
-            value = torch.empty_like(parameters[name]).copy_(value)  # its memory format too: a fused step needs the same
+            value = laid_out_as(parameters[name], value)  # its memory format too: a fused step needs the same
         state.setdefault(index[name], {})[kind] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _rng_state() -> dict[str, Tensor]:
-    """Dropout draws from torch's generators; all else from keys."""
+def _rng_states() -> dict[str, Tensor]:
+    """The state of torch's generators on every rank, "cpu", "cuda", "cpu:1", "cuda:1" ...: dropout draws from them, all else from
+    keys."""
     state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return {f"{kind}:{r}" if r else kind: value for r, one in enumerate(everyones(state)) for kind, value in one.items()}
 
 
-def _set_rng_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _set_rng_state(states: dict[str, Tensor]) -> None:
+    """This rank's; one that the run did not have goes on with generators as they begin."""
+    suffix = f":{rank()}" if rank() else ""
+    if f"cpu{suffix}" in states:
+        torch.set_rng_state(states[f"cpu{suffix}"])
+    if f"cuda{suffix}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda{suffix}"])

@@ -1,5 +1,8 @@
 """open_dataset on packaged sets, arrays and numpy files, and the batches they make."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from itertools import islice
@@ -345,3 +348,14 @@ def test_free_memory_is_shared_by_the_processes_of_a_host(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert alone > 2**20
     assert 0.5 * alone / 8 < free_memory(torch.device("cpu")) < 2 * alone / 8
+
+
+def test_readers_outlive_the_signal_that_torchrun_sends_to_all():
+    batches = open_dataset(images(), resident=False).batches(2, workers=1)
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    os.kill(reader.pid, signal.SIGTERM)
+    assert len(list(islice(batches, 20))) == 20  # more than it had read ahead
+    batches.close()
+    reader.join(timeout=20)
+    assert reader.exitcode == 0

@@ -165,11 +165,11 @@ def test_a_skipped_step_counts_and_leaves_weights_and_average(monkeypatch, tmp_p
 def test_the_average_takes_in_no_step_that_was_skipped(monkeypatch, tmp_path):
     """The first step overflows; the two that follow it do not."""
     updates = []
-    monkeypatch.setattr("fastgen.train.EMA.update", lambda self, model, step: updates.append(step))
+    monkeypatch.setattr("fastgen.train.EMA.update", lambda self, model, step, kept: updates.append((int(step), bool(kept))))
     steep = {"init_scale": 2.0**120, "backoff_factor": 2.0**-110}
     monkeypatch.setattr("fastgen.train.GradScaler", lambda *a, **k: GradScaler(*a, **k, **steep))
     train(dataclasses.replace(FP16, steps=3), tmp_path / "run")
-    assert updates == [1, 2]
+    assert updates == [(0, False), (1, True), (2, True)]
 
 
 def test_other_precisions_save_no_scaler_and_may_go_on_as_fp16(tmp_path):

@@ -265,7 +265,6 @@ def test_the_command_line_there_and_back(theirs, refused, tmp_path, capsys):
 
     unet = diffusers.UNet2DModel.from_pretrained("run/diffusers/unet", use_safetensors=True)
     assert equal({f"unet.{key}": value for key, value in unet.state_dict().items()}, weights(tmp_path / "run", "ema", 3))
-    scheduler = diffusers.DDIMScheduler.from_pretrained("run/diffusers/scheduler")
     saved = json.loads((tmp_path / "run/diffusers/scheduler/scheduler_config.json").read_text())
     assert saved == json.loads((theirs / "plain/scheduler/scheduler_config.json").read_text())
     pipeline = diffusers.DiffusionPipeline.from_pretrained("run/diffusers")

@@ -214,6 +214,16 @@ def test_compiles():
     assert torch.compile(fresh_key, fullgraph=True, backend="aot_eager")(3).equal(expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(10, 4), (5, 3), (3, 8, 9)])  # one block, one cut off, vectors of blocks
+def test_compiled_by_inductor(shape):
+    """A compiler of C++ may make of an int64 product that overflows what it likes."""
+    compiled = torch.compile(philox_uniform, fullgraph=True, dynamic=False)
+    for step in (0, 7):
+        key = noise_key(2**62 + 3, step=step, samples=shape[0])
+        assert compiled(shape, key).equal(philox_uniform(shape, key))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

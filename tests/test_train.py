@@ -260,6 +260,17 @@ def test_ema_is_the_recurrence_with_its_warm_up():
     assert not ema.model.weight.requires_grad
 
 
+def test_a_step_that_was_not_kept_leaves_the_average():
+    model = nn.Linear(3, 2)
+    ema = EMA(model, 0.5)
+    before = ema.model.weight.clone()
+    nn.init.ones_(model.weight)
+    ema.update(model, torch.tensor(7), torch.tensor(False))
+    assert torch.equal(ema.model.weight, before)
+    ema.update(model, torch.tensor(7), torch.tensor(True))
+    torch.testing.assert_close(ema.model.weight, before + 9 / 17 * (1 - before))
+
+
 def test_what_is_restored_has_the_memory_format_of_its_parameter(tmp_path):
     """A fused optimizer step on a GPU, where weights are channels_last, needs its state to be so too."""
     made = []

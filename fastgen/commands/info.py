@@ -1,5 +1,6 @@
-"""`fastgen info`: what runs here, and how."""
+"""`fastgen info [--preset PRESET] [--batch N]`: what runs here, and how; or how much memory training takes."""
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable
@@ -9,16 +10,33 @@ import torch
 import tyro
 
 from fastgen import __version__, functional
+from fastgen.data import open_dataset
 from fastgen.device import resolve_device, resolve_precision
+from fastgen.errors import expect, lookup
+from fastgen.footprint import footprint
+from fastgen.presets import PRESETS
 from fastgen_kernels.attention.choice import has_tiles
 from fastgen_kernels.dispatch import obstacle, switched_off
 
 
 def main(arguments: list[str]) -> None:
-    tyro.cli(_info, args=arguments, prog="fastgen info", description="Versions, device, and which path each op takes.")
+    tyro.cli(_info, args=arguments, prog="fastgen info")
 
 
-def _info() -> None:
+def _info(preset: str | None = None, batch: int | None = None) -> None:
+    """Versions, device, and which path each op takes; or, of a preset, the memory that training it on a GPU takes.
+
+    Args:
+        preset: Count the memory of its training step, without a GPU.
+        batch: Samples per step, instead of the preset's.
+    """
+    expect("batch", batch, batch is None or preset is not None, "none without --preset")
+    rows = _versions() if preset is None else _memory(preset, batch)
+    for name, value in rows.items():
+        print(f"{name:19}{value}")
+
+
+def _versions() -> dict[str, str]:
     device = resolve_device("auto")
     precision = resolve_precision(device, "auto")
     rows = {
@@ -30,9 +48,41 @@ def _info() -> None:
         "autocast": precision if precision != "fp32" else "none: the device does not multiply 16 bits in hardware",
     }
     ops = [getattr(functional, name) for name in functional.__all__ if name not in ("at", "fresh_key", "noise_key")]
-    rows |= {op.__name__: _path(op, device) for op in ops}
-    for name, value in rows.items():
-        print(f"{name:19}{value}")
+    return rows | {op.__name__: _path(op, device) for op in ops}
+
+
+def _memory(preset: str, batch: int | None) -> dict[str, str]:
+    """The footprint of a preset; where it leaves its images open, they are taken to be in colour, without classes."""
+    config = lookup("preset", preset, PRESETS)
+    if batch is not None:
+        config = dataclasses.replace(config, batch_size=batch)
+    source = config.data
+    if source.source:
+        data = open_dataset(source.source, size=source.size, channels=source.channels)
+        shape, num_classes = data.shape, data.num_classes
+    else:
+        assert source.size is not None  # a preset without images has their size
+        shape, num_classes = (source.channels or 3, source.size, source.size), None
+    found = {precision: footprint(config, shape, num_classes, precision) for precision in ("bf16", "fp32")}
+    held = found["bf16"]
+    state = held.weights + held.gradients + held.optimizer + held.average
+    classes = "" if num_classes is None else f", {num_classes} classes"
+    parts = "" if config.accumulation == 1 else f" in {config.accumulation} parts"
+    rows = {
+        "batch": f"{config.batch_size} images {'x'.join(map(str, shape))}{classes}{parts}",
+        "parameters": f"{held.parameters:,}",
+        "weights": _megabytes(held.weights),
+        "gradients": _megabytes(held.gradients),
+        "optimizer": _megabytes(held.optimizer),
+        "average": _megabytes(held.average),
+    }
+    for precision, one in found.items():
+        rows[f"activations, {precision}"] = f"{_megabytes(one.activations)}, {_megabytes(state + one.activations)} in all"
+    return rows
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _path(op: Callable[..., Any], device: torch.device) -> str:

@@ -60,15 +60,15 @@ def main(arguments: list[str]) -> None:
 
 
 def _train(options: TrainOptions, preset: str) -> None:
-    from fastgen.train import train  # torch takes a second to import: after the options are known to be right
+    from fastgen.ranks import rank  # torch takes a second to import: after the options are known to be right
+    from fastgen.train import train
 
     config, out = options.settings, options.out
+    say = print if rank() == 0 else lambda message: None
     outcome = train(config, out, resume=options.resume, init_from=options.init_from)
     if outcome.step < config.steps:
-        print(
-            f"stopped and saved at step {outcome.step} of {config.steps}; to go on: fastgen train {preset} --out {out} --resume"
-        )
+        say(f"stopped and saved at step {outcome.step} of {config.steps}; to go on: fastgen train {preset} --out {out} --resume")
         if outcome.signal is not None:
             sys.exit(128 + outcome.signal)
     else:
-        print(f"{out}: samples/{outcome.step:08d}.png, loss.png; to draw more: fastgen sample {out}")
+        say(f"{out}: samples/{outcome.step:08d}.png, loss.png; to draw more: fastgen sample {out}")

@@ -1,6 +1,7 @@
 """IndexedDataset: batches of a source, from one tensor on the device when it fits, else streamed by workers."""
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -109,6 +110,7 @@ class IndexedDataset(ImageDataset):
             num_workers=workers,
             collate_fn=_as_read,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator().manual_seed(seed),  # leaves torch's own, which others draw from, alone
         )
         for read in loader:
@@ -132,6 +134,11 @@ def _select(images: torch.Tensor, labels: torch.Tensor | None, order: Iterator[n
 def _cores() -> int:
     """How many this process may use; a container may own fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _outlive_signals(worker: int) -> None:
+    """torchrun sends SIGTERM to readers, too; the process that they read for finishes its step, saves and then ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_read(batch: Any) -> Any:

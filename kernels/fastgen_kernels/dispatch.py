@@ -37,6 +37,19 @@ def disabled() -> Iterator[None]:
         _enabled = before
 
 
+@contextmanager
+def on_fake_tensors() -> Iterator[None]:
+    """Ops called inside, on tensors without data, take their kernels as on an H200; nothing is launched, so no GPU or Triton is
+    needed."""
+    global _enabled, _INSTALLED, _INTERPRETED
+    before = _enabled, _INSTALLED, _INTERPRETED
+    _enabled = _INSTALLED = _INTERPRETED = True
+    try:
+        yield
+    finally:
+        _enabled, _INSTALLED, _INTERPRETED = before
+
+
 def obstacle(device: torch.device) -> str | None:
     """Why kernels do not run on a device, None where they do."""
     if not _INSTALLED:

@@ -143,20 +143,22 @@ def _words(shape: Sequence[int], key: Tensor) -> Tensor:
 
 
 def _philox(block: Tensor, key: Tensor) -> Tensor:
-    """Philox 4x32-10 of blocks (Q,) under keys (N, 4): words (N, 4, Q).
-
-    A product of two 32-bit words fills the 64 bits; in int64 its sign, which the shift copies into the upper half, is
-    masked off.
-    """
+    """Philox 4x32-10 of blocks (Q,) under keys (N, 4): words (N, 4, Q)."""
     seed, stream, step, sample = key.unsqueeze(2).unbind(1)  # [N, 1]
-    k0, k1 = seed & _MASK, seed >> 32
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1, c2, c3 = block[None], sample & _MASK, stream & _MASK, step & _MASK
     for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, p1 & _MASK
-        c2, c3 = ((p0 >> 32) ^ c3 ^ k1) & _MASK, p0 & _MASK
+        (high0, low0), (high1, low1) = _multiply(c0, _MULTIPLIERS[0]), _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return torch.stack((c0, c1, c2, c3), 1)
+
+
+def _multiply(word: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """The upper and the lower 32 bits of the product of two 32-bit words, in int64. By halves, which stay below 2^49: where
+    Inductor writes C++, the compiler relies on signed products not to overflow."""
+    low, high = (word & 0xFFFF) * by, (word >> 16) * by
+    return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _MASK
 
 
 def _philox_numpy(block: Tensor, key: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""How much memory a training step takes, counted on tensors without data: before a GPU is at hand, and for models of any size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from fastgen.config import TrainConfig
+from fastgen.device import autocast
+from fastgen.functional import noise_key
+from fastgen.models import MODELS
+from fastgen.run import describe
+from fastgen.train import make_objective
+from fastgen_kernels.dispatch import on_fake_tensors
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that training holds at once, where forward ends and backward begins; `activations` are what it saved for backward.
+    Gradients come to be as activations go."""
+
+    parameters: int  # how many
+    weights: int
+    gradients: int
+    optimizer: int  # AdamW's two moments
+    average: int
+    activations: int
+
+
+def footprint(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, precision: str) -> Footprint:
+    """Of a configuration's model and batch, for images of a shape (C, H, W), on one GPU where every op takes its kernel.
+
+    precision: "fp32", "bf16" or "fp16" autocast, as it is on a CPU, which casts nearly as CUDA's does. Raises ValueError for
+    images that the model cannot take.
+    """
+    description = describe(config, shape, num_classes, None if num_classes is None else [""] * num_classes)
+    samples = config.batch_size // config.accumulation
+    with FakeTensorMode(), on_fake_tensors():
+        model = MODELS[description["model"]](**description["arguments"])
+        objective = make_objective(config, model)
+        images = torch.zeros(samples, *shape, dtype=torch.uint8)
+        labels = None if num_classes is None else torch.zeros(samples, dtype=torch.int64)
+        with autocast(torch.device("cpu"), precision):
+            activations = saved_bytes(lambda: objective(images, labels, key=noise_key(0, samples=samples)).sum(), model)
+    weights = sum(p.nbytes for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    return Footprint(parameters, weights, weights, 2 * weights, weights, activations)
+
+
+def saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
+    """What forward() saves for backward, besides the model's own weights; memory that several tensors share counts once."""
+    own = {_memory(x) for x in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Tensor] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        saved.setdefault(_memory(x), x)
+        return x
+
+    with saved_tensors_hooks(pack, lambda x: x):
+        loss = forward()
+    total = sum(x.untyped_storage().nbytes() for memory, x in saved.items() if memory not in own)
+    del loss  # until here nothing is freed, whose place another could take
+    return total
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata

@@ -1,0 +1,99 @@
+"""The memory of a training step, counted without data."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen import UNet
+from fastgen.cli import main
+from fastgen.config import UNetConfig, VAEConfig
+from fastgen.device import autocast
+from fastgen.footprint import footprint, saved_bytes
+from fastgen.functional import noise_key
+from fastgen.train import make_objective
+from fastgen_kernels.dispatch import on_fake_tensors, use_triton
+from tests.tiny_runs import LABELLED, VAE
+
+SMALL = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention_levels=(), groups=4)
+
+
+def test_saved_bytes_by_hand():
+    """A linear layer saves its input, a ReLU its output, which the next layer saves too; weights are not counted."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.randn(4, 3)
+    assert saved_bytes(lambda: model(x).sum(), model) == 4 * (4 * 3 + 4 * 5)
+
+
+def test_views_of_one_memory_count_once():
+    weight = nn.Parameter(torch.ones(6))
+    x = torch.randn(6)
+    model = nn.ParameterList([weight])
+    assert saved_bytes(lambda: (weight[:3] * x[:3] + weight[3:] * x[3:]).sum(), model) == 4 * 6
+
+
+@pytest.mark.kernels
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, which is used where there is no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_data_as_with(precision):
+    """The kernels, interpreted, save what the count says."""
+    config = dataclasses.replace(LABELLED, model=SMALL, batch_size=2)
+    model = UNet(1, channels=8, multipliers=(1, 2), blocks=1, groups=4, num_classes=10, head_dim=64)
+    objective = make_objective(config, model)
+    images, labels, key = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), noise_key(0, samples=2)
+    with autocast(torch.device("cpu"), precision):
+        expected = saved_bytes(lambda: objective(images, labels, key=key).sum(), model)
+    counted = footprint(config, (1, 8, 8), 10, precision)
+    assert counted.activations == expected
+    assert counted.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_activations_grow_with_the_batch_and_shrink_in_parts_and_by_checkpointing():
+    def activations(**changes):
+        return footprint(dataclasses.replace(LABELLED, model=SMALL, **changes), (1, 16, 16), 10, "fp32").activations
+
+    once = activations(batch_size=8)
+    assert activations(batch_size=16) == pytest.approx(2 * once, rel=0.02)
+    assert activations(batch_size=16, accumulation=2) == once
+    checkpointed = dataclasses.replace(LABELLED, model=dataclasses.replace(SMALL, checkpointing=True), batch_size=8)
+    assert 0 < footprint(checkpointed, (1, 16, 16), 10, "fp32").activations < 0.5 * once
+
+
+def test_weights_and_what_follows_them():
+    counted = footprint(dataclasses.replace(VAE, model=VAEConfig(latent_dim=4)), (1, 8, 8), None, "bf16")
+    assert counted.weights == 4 * counted.parameters == counted.gradients == counted.average
+    assert counted.optimizer == 2 * counted.weights
+
+
+def test_kernels_are_taken_inside_alone():
+    assert not use_triton(torch.zeros(1))
+    with on_fake_tensors():
+        assert use_triton(torch.zeros(1))
+    assert not use_triton(torch.zeros(1))
+
+
+def test_info_on_a_preset(capsys):
+    main(["info", "--preset", "folder32", "--batch", "64"])
+    rows = dict((line[:19].strip(), line[19:]) for line in capsys.readouterr().out.splitlines())
+    assert rows["batch"] == "64 images 3x32x32"
+    assert rows["parameters"] == "27,742,851"
+    assert rows["weights"] == rows["gradients"] == rows["average"] == "111.0 MB"
+    bf16, fp32 = (float(rows[f"activations, {p}"].split(" MB")[0].replace(",", "")) for p in ("bf16", "fp32"))
+    assert bf16 < 0.6 * fp32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "folder3"], "preset: expected one of .*, got 'folder3'; did you mean folder32"),
+        (["--batch", "3"], "batch: expected none without --preset, got 3"),
+        (["--preset", "digits", "--batch", "0"], "batch_size: expected a whole number >= 1, got 0"),
+    ],
+)
+def test_bad_input(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["info", *arguments])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
