@@ -75,6 +75,6 @@ def test_optimizer(compare, clip, threads):
     size = sum(p.numel() for p in parameters())
     title = f"AdamW and EMA of a UNet of {size / 1e6:.1f} M parameters{', clipped' if clip else ''}"
     try:
-        compare(title, steps, rounds=20, peers={"fastgen": [name for name in steps if name != "fastgen"]}, absent=absent)
+        compare(title, steps, rounds=30, peers={"fastgen": [name for name in steps if name != "fastgen"]}, absent=absent)
     finally:
         torch.set_num_threads(before)
