@@ -43,7 +43,7 @@ def generate(
     draw = lookup("sampler", settings.sampler, SAMPLERS)
     times = grid(denoise.schedule, settings, key.device)
     noise = philox_normal((key.shape[0], *shape), at(key, stream=streams.START))
-    x = denoise.schedule.sigma(times[:1]) * noise  # (1,): as an index, a number on the device would be waited for
+    x = denoise.schedule.sigma(times[0]) * noise
     return to_uint8(draw(denoise, x, times, key=key, callback=callback))
 
 

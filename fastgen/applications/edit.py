@@ -42,7 +42,7 @@ def edit(
         if strength == 0:
             return images[rows]
         times = strength * grid(denoise.schedule, fewer, run.device)
-        alpha, sigma = (f(times[:1]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
+        alpha, sigma = (f(times[0]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
         x0 = from_uint8(images[rows].to(run.device))
         x = q_sample(x0, alpha, sigma, key=at(key, stream=streams.START), target=None)
         return to_uint8(sampler(denoise, x, times, key=key, callback=callback))

@@ -53,8 +53,8 @@ def inpaint(
         beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
         denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
         times = grid(denoise.schedule, options, run.device)
-        x = denoise.schedule.sigma(times[:1]) * philox_normal(x0.shape, at(key, stream=streams.START))
-        x = x + denoise.schedule.alpha(times[:1]) * x0.masked_fill(missing, 0)
+        x = denoise.schedule.sigma(times[0]) * philox_normal(x0.shape, at(key, stream=streams.START))
+        x = x + denoise.schedule.alpha(times[0]) * x0.masked_fill(missing, 0)
         x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
         return torch.where(missing, to_uint8(x), image)
 
