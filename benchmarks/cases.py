@@ -25,6 +25,7 @@ from fastgen.functional import (
     timestep_embedding,
     to_x0,
 )
+from fastgen_kernels.adamw_ema import Profile, Settings, adamw_ema_
 from fastgen_kernels.attention import _attention_qkv
 from fastgen_kernels.blocks_triton import as_ncs
 from fastgen_kernels.q_sample import Target
@@ -436,10 +437,64 @@ def _geglu(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     )
 
 
+def _adamw_ema(name: str, sizes: tuple[int, ...], *, averages: int = 1, copy: bool = False) -> Case:
+    """A step of parameters of those sizes. copy: in bf16, with gradients in bf16. Eager: PyTorch's fused AdamW, then foreach."""
+    gradient = torch.bfloat16 if copy else torch.float32
+    settings, profiles = [Settings()], [Profile(0.999, 9.0)] * averages
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        tensors = [torch.rand(size, device=device) for _ in range(3 + averages) for size in sizes]
+        copies = [torch.zeros(size, dtype=gradient, device=device) for size in sizes] if copy else []
+        steps = [torch.ones((), device=device) for _ in sizes]
+        counts, lr = torch.zeros(2, dtype=torch.int64, device=device), torch.full((1,), 1e-3, dtype=torch.float64, device=device)
+        return *(torch.rand(size, device=device).to(gradient) for size in sizes), *tensors, *copies, *steps, counts, lr
+
+    def parts(tensors: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        n = len(sizes)
+        return [list(tensors[i : i + n]) for i in range(0, len(tensors) - 2, n)]
+
+    def written(*lists: list[Tensor]) -> Outputs:
+        return tuple(x for tensors in lists for x in tensors)
+
+    def ours(*tensors: Tensor) -> Outputs:
+        grads, params, exp_avgs, exp_avg_sqs, *rest = parts(tensors)
+        adamw_ema_(
+            params, grads, exp_avgs, exp_avg_sqs, rest[-1], *tensors[-2:], settings, [0] * len(sizes), averages=rest[:averages],
+            profiles=profiles, copies=rest[averages] if copy else [],
+        )  # fmt: skip
+        return written(params, exp_avgs, exp_avg_sqs, *rest[:-1])
+
+    def eager(*tensors: Tensor) -> Outputs:
+        grads, params, exp_avgs, exp_avg_sqs, *rest = parts(tensors)
+        grads = [g.float() for g in grads] if copy else grads
+        torch._foreach_add_(rest[-1], 1)
+        torch._fused_adamw_(
+            params, grads, exp_avgs, exp_avg_sqs, [], rest[-1], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+        for average in rest[:averages]:
+            torch._foreach_lerp_(average, params, 1e-3)
+        if copy:
+            torch._foreach_copy_(rest[averages], params)
+        return written(params, exp_avgs, exp_avg_sqs, *rest[:-1])
+
+    n = sum(sizes)
+    return Case(
+        "adamw_ema",
+        f"{name} {n:,}, {averages} averages{', bf16 copy and gradient' * copy}",
+        inputs,
+        ours,
+        eager,
+        forward=n * (28 + 8 * averages),  # a bf16 gradient is 2 bytes less, its copy 2 bytes more
+    )
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+LAYERS = (64 * 576, 64, 96, 96 * 96)  # sizes of parameters
+CONVOLUTIONS = (*((128 * 128 * 9,) * 8), *((256 * 256 * 9,) * 12))
 UINT8, FP32, BF16 = torch.uint8, torch.float32, torch.bfloat16
 CASES = [
     _philox_normal("CIFAR batch", (128, 3, 32, 32), FP32),
@@ -536,4 +591,9 @@ CASES = [
     _sampler_step("64²", (256, 3, 64, 64), BF16, draw=True),
     _sampler_step("SD latents", (64, 4, 64, 64), BF16, previous=True),
     _sampler_step("many latents", (1024, 16, 64, 64), BF16, previous=True, draw=True),
+    _adamw_ema("layers", LAYERS),
+    _adamw_ema("layers", LAYERS, averages=2),
+    _adamw_ema("layers", LAYERS, copy=True),
+    _adamw_ema("CIFAR UNet's convolutions", CONVOLUTIONS),
+    _adamw_ema("CIFAR UNet's convolutions", CONVOLUTIONS, averages=2, copy=True),
 ]

@@ -146,7 +146,7 @@ _WRITE_ONLY = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "ber
 def operands(func: Any, args: tuple, kwargs: dict, outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors that an operation reads and those that it writes, each once."""
     name = func.overloadpacket.__name__
-    inputs, results = _tensors((args, kwargs)), _tensors(outputs)
+    inputs, results = _tensors((args, kwargs)), _tensors(outputs) or _tensors(_written(func, args, kwargs))
     storages = {x.untyped_storage()._cdata for x in inputs}
     view = not func._schema.is_mutable and all(x.untyped_storage()._cdata in storages for x in results)
     if name in _ALLOCATIONS or (view and results):
@@ -158,6 +158,17 @@ def operands(func: Any, args: tuple, kwargs: dict, outputs: Any) -> tuple[list[T
     if "out" in kwargs:
         inputs = _tensors((args, {k: v for k, v in kwargs.items() if k != "out"}))
     return inputs, results
+
+
+def _written(func: Any, args: tuple, kwargs: dict) -> list[Any]:
+    """What an operation that returns nothing writes, as those on lists of tensors."""
+    if func._schema.returns:
+        return []
+    arguments = {x.name: x for x in func._schema.arguments if x.alias_info is not None and x.alias_info.is_write}
+    if kwargs.get("grad_scale") is None:  # a fused optimizer's step writes gradients only where it divides them
+        arguments.pop("grads", None)
+    given = dict(zip((x.name for x in func._schema.arguments), args, strict=False)) | kwargs
+    return [given[name] for name in arguments if name in given]
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -26,9 +26,11 @@ from fastgen import streams
 from fastgen.config import DataConfig, TrainConfig, UNetConfig
 from fastgen.footprint import footprint
 from fastgen.functional import noise_key, philox_normal
+from fastgen.optim import constant, power
 from fastgen.presets import PRESETS
 from fastgen.samplers import dpmpp_2m, uniform_times
 from fastgen.train import learning_rate, train_step
+from fastgen_kernels.adamw_ema import decay_at
 from tests.digit_classifier import frechet_distance
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -53,20 +55,8 @@ VARIANTS = {
     "v, min-SNR": Variant("cosine", "v", "min_snr"),
     "constant lr": Variant(lr_decay="constant"),
 }
-
-
-def constant(decay: float) -> Callable[[int], float]:
-    return lambda n: min(decay, n / (n + 9))
-
-
-def power(gamma: float) -> Callable[[int], float]:
-    """Weights of update m have a share of m^gamma (EDM2, Karras et al. 2024, arXiv:2312.02696, section 3.1)."""
-    return lambda n: (1 - 1 / n) ** (gamma + 1)
-
-
-# The decay of update n, from 1. The powers' relative widths are those of section 3.1.
 AVERAGES = {"none": constant(0.0)} | {str(decay): constant(decay) for decay in (0.9, 0.97, 0.99)}
-AVERAGES |= {f"power, width {width}": power(gamma) for width, gamma in {"0.05": 16.97, "0.10": 6.94, "0.20": 1.83}.items()}
+AVERAGES |= {f"power, width {width:.2f}": power(width) for width in (0.05, 0.10, 0.20)}
 USUAL = "0.99"  # the preset's, for all that is not about averages
 
 
@@ -120,7 +110,7 @@ def study(name: str, seed: int, size: Size) -> dict[str, Any]:
         key = noise_key(seed, streams.NOISE, step, size.batch)
         train_step(objective, optimizer, image, label, key, clip=1.0, precision="fp32")
         for kind, average in averages.items():
-            follow(average, model, AVERAGES[kind](step + 1))
+            follow(average, model, decay_at(torch.tensor(step + 1.0), AVERAGES[kind]).item())
         if step + 1 in marks:
             curve[step + 1] = judge(averages[USUAL], variant, size)
     ended = {kind: judge(average, variant, size) for kind, average in averages.items()}

@@ -23,7 +23,7 @@ _HOME = {
     "optimize": "fastgen.dropin",
     "restore": "fastgen.dropin",
 }
-_MODULES = ("functional", "schedules", "samplers", "likelihood")
+_MODULES = ("functional", "optim", "schedules", "samplers", "likelihood", "applications")
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -10,6 +10,10 @@ from fastgen.errors import did_you_mean
 COMMANDS = {
     "train": "train a preset: fastgen train mnist",
     "sample": "draw images from a run: fastgen sample runs/mnist --label 7",
+    "inpaint": "fill a hole in an image: fastgen inpaint runs/mnist image.png mask.png",
+    "edit": "change an image: fastgen edit runs/mnist image.png --strength 0.6",
+    "upscale": "enlarge an image: fastgen upscale runs/mnist-upscale small.png",
+    "interpolate": "go from one image to another: fastgen interpolate runs/mnist a.png b.png",
     "export": "write the UNet of a run with --init-from as diffusers loads it",
     "info": "versions, devices, and which path each op takes",
 }

@@ -106,8 +106,14 @@ class DiffusionConfig:
     loss: Literal["mse", "l1", "huber", "charbonnier"] = "mse"
     label_dropout: float = 0.1
     """Share of samples trained without their label, for guidance."""
+    condition: Literal["none", "low_resolution", "hole"] = "none"
+    """What the UNet sees of each image beside its noise: none, for drawing; a smaller copy, for fastgen upscale; all but a hole,
+    for fastgen inpaint."""
+    factor: int = 4
+    """How many times smaller the copy of low_resolution is."""
 
     def __post_init__(self):
+        expect("diffusion.factor", self.factor, self.factor >= 2, "a whole number >= 2")
         expect("diffusion.label_dropout", self.label_dropout, 0 <= self.label_dropout <= 1, "a number in [0, 1]")
 
 
@@ -190,6 +196,8 @@ class TrainConfig:
             "settings for a UNet and none for a VAE",
         )
         if self.diffusion is not None:
+            plain = isinstance(self.model, UNetConfig) or self.diffusion.condition == "none"
+            expect("diffusion.condition", self.diffusion.condition, plain, "none for a UNet of diffusers")
             given = isinstance(self.model, DiffusersConfig) and self.model.scheduler is not None
             expected = "diffusers, for its scheduler" if given else "another than diffusers without --init-from's scheduler"
             expect("diffusion.schedule", self.diffusion.schedule, (self.diffusion.schedule == "diffusers") == given, expected)

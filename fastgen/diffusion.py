@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastgen.denoiser import Denoiser
 from fastgen.errors import lookup
-from fastgen.functional import to_x0
 from fastgen.interchange.scheduler import schedule_of
 from fastgen.interchange.scheduler_config import prediction_of, read_scheduler
 from fastgen.schedules import SCHEDULES, Schedule
@@ -148,71 +148,7 @@ class Diffusion:
         assert c_in is not None
         return "v", -SIGMA_DATA * alpha * c_in, -sigma / SIGMA_DATA * c_in
 
-    def denoiser(
-        self,
-        net: nn.Module,
-        *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        guidance: float = 1.0,
-        clip: float | None = None,
-    ) -> "Denoiser":
-        """denoise(x_t, t) -> x0_hat for the samplers; see Denoiser."""
-        return Denoiser(self, net, label, context, guidance, clip)
-
-
-class Denoiser:
-    """denoise(x_t, t) -> x0_hat, the network's estimate of the clean sample.
-
-    x_t: (N, C, *S). t: (N,) or a 0-dim tensor on x_t's device. label: int64 (N,). context: (N, L, D).
-    guidance: w of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), out = uncond + w · (cond - uncond), both in
-    one forward of 2N; w = 1 is the conditional model itself. The unconditional half has the null label and a context of zeros.
-    clip: x0_hat is clamped to [-clip, clip] where it is given.
-
-    Raises ValueError for guidance other than 1 with neither label nor context, or with a label and no null label.
-    """
-
-    def __init__(
-        self,
-        diffusion: Diffusion,
-        net: nn.Module,
-        label: Tensor | None,
-        context: Tensor | None,
-        guidance: float,
-        clip: float | None,
-    ):
-        if guidance != 1 and label is None and context is None:
-            raise ValueError(f"guidance: expected 1 where there is neither label nor context, got {guidance}")
-        if guidance != 1 and label is not None and null_label(net) is None:
-            raise ValueError(f"guidance: expected 1 for a network without a null label, got {guidance}")
-        self.diffusion, self.net, self.guidance, self.clip = diffusion, net, guidance, clip
-        self.label, self.context = label, context
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.diffusion.schedule
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        t = t.expand(x.shape[0])
-        c_in, c_skip, c_out = self.diffusion.preconditioning(t)
-        x_in = x if c_in is None else x * c_in.view(-1, *[1] * (x.dim() - 1))
-        if self.guidance == 1:
-            x0 = to_x0(self.net(x_in, t, self.label, self.context), x, c_skip, c_out)
-        else:
-            out, uncond = self._conditional_and_not(x_in, t)
-            x0 = to_x0(out, x, c_skip, c_out, uncond=uncond, guidance=self.guidance)
-        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
-
-    def _conditional_and_not(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        label, context = self.label, self.context
-        null = null_label(self.net)
-        if label is not None and null is not None:
-            label = torch.cat([label, torch.full_like(label, null)])
-        if context is not None:
-            context = torch.cat([context, torch.zeros_like(context)])
-        return self.net(torch.cat([x, x]), torch.cat([t, t]), label, context).chunk(2)
-
-
-def null_label(net: nn.Module) -> int | None:
-    """The label that stands for none, num_classes; None for a network that has no classes, or no label beyond them."""
-    return getattr(net, "num_classes", None) if getattr(net, "has_null_label", True) else None
+    def denoiser(self, net: nn.Module, **options: Any) -> Denoiser:
+        """denoise(x_t, t) -> x0_hat for the samplers; the options are those of `fastgen.denoiser.Denoiser`: label, context,
+        guidance and what shapes it, clip."""
+        return Denoiser(self, net, **options)

@@ -1,21 +1,23 @@
-"""Drawing images from a trained model."""
+"""Drawing from a trained model, tile by tile, so that what is drawn depends neither on the batch nor on the memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen import streams
-from fastgen.diffusion import Diffusion
+from fastgen.denoiser import Denoiser
 from fastgen.errors import expect, lookup
-from fastgen.functional import noise_key, philox_normal
-from fastgen.models import VariationalAutoencoder
-from fastgen.samplers import SAMPLERS, uniform_times
+from fastgen.functional import at, philox_normal
+from fastgen.pixels import to_uint8
+from fastgen.samplers import SAMPLERS, TIMES
+from fastgen.sampling import Sampling
+from fastgen.schedules import Schedule
 
 
-def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | None = None) -> Tensor | None:
-    """The labels of n samples, int64 (n,): `label` for all, or a list in turn, by default every class in turn; None for a model
-    without classes. Raises ValueError for a label that the model does not have."""
+def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
+    """The labels of samples number `first` onward, int64 (n,): `label` for all, or a list in turn, by default every class in
+    turn; None for a model without classes. Raises ValueError for a label that the model does not have."""
     if num_classes is None:
         if label is not None:
             raise ValueError(f"label: expected none, since the model has no classes, got {label}")
@@ -25,32 +27,45 @@ def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | 
     for value in wanted:
         if not 0 <= value < num_classes:
             raise ValueError(f"label: expected a class from 0 to {num_classes - 1}, got {value}")
-    return torch.tensor([wanted[i % len(wanted)] for i in range(n)])
+    return torch.tensor([wanted[i % len(wanted)] for i in range(first, first + n)])
 
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
-    diffusion: Diffusion | None,
+    denoise: Denoiser,
     shape: tuple[int, ...],
-    samples: range,
-    *,
-    label: Tensor | None = None,
-    guidance: float = 1.0,
-    steps: int = 25,
-    sampler: str = "euler",
-    seed: int = 0,
+    key: Tensor,
+    settings: Sampling,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Samples number `samples` of a seed, uint8 (N, *shape) on the model's device: by the sampler for a diffusion model, decoded
-    from the prior for a VAE (`diffusion` None). A sample's noise depends on its number, never on its batch. label: (N,)."""
-    device = next(model.parameters()).device
-    times, draw = uniform_times(steps, device), lookup("sampler", sampler, SAMPLERS)
-    key = noise_key(seed, streams.START, 0, samples, device)
-    if isinstance(model, VariationalAutoencoder):
-        return (model.sample(len(samples), key=key).float() * 255).round().to(torch.uint8).view(-1, *shape)
-    assert diffusion is not None
-    label = None if label is None else label.to(device)
-    x = diffusion.schedule.sigma(times[0]) * philox_normal((len(samples), *shape), key)
-    denoise = diffusion.denoiser(model, label=label, guidance=guidance)
-    x0 = draw(denoise, x, times, key=key)
-    return ((x0.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """One sample of `shape` for each row of the key, uint8 (N, *shape), from noise by the sampler. Nothing in it waits for the
+    device. callback(i, x, x0_hat): after each step."""
+    draw = lookup("sampler", settings.sampler, SAMPLERS)
+    times = grid(denoise.schedule, settings, key.device)
+    noise = philox_normal((key.shape[0], *shape), at(key, stream=streams.START))
+    x = denoise.schedule.sigma(times[0]) * noise
+    return to_uint8(draw(denoise, x, times, key=key, callback=callback))
+
+
+def grid(schedule: Schedule, settings: Sampling, device: torch.device) -> Tensor:
+    """The times of the sampler's steps, from 1 to 0: (steps + 1,)."""
+    return lookup("times", settings.times, TIMES)(schedule, settings.steps, device)
+
+
+def in_tiles(draw: Callable[[range], Tensor], samples: range, size: int) -> Tensor:
+    """draw(part) for parts of `samples` of at most `size`, one after another, on the CPU. A part that the device's memory has no
+    room for is halved, and those after it too."""
+    expect("batch_size", size, size >= 1, "a whole number >= 1")
+    tiles: list[Tensor] = []
+    start = samples.start
+    while start < samples.stop:
+        part = range(start, min(samples.stop, start + size))
+        try:
+            tiles.append(draw(part).cpu())
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            size = len(part) // 2
+            continue
+        start = part.stop
+    return torch.cat(tiles)

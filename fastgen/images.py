@@ -1,4 +1,4 @@
-"""Writing images: one grid, a folder of files, or arrays."""
+"""Image files: reading one; writing one, a grid, a folder of files, or arrays."""
 
 import math
 import os
@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
+
+from fastgen.data.pixels import from_picture
+from fastgen.errors import expect
 
 
 def grid(images: Tensor, columns: int | None = None, border: int = 2) -> np.ndarray:
@@ -44,6 +48,26 @@ def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int |
         for i, array in enumerate(arrays):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}-{int(labels[i])}.png"
             _write(out / name, lambda file, array=array: _pil(array).save(file, format="PNG"))
+
+
+def save_image(path: Path, image: Tensor) -> None:
+    """uint8 (C, H, W) as a PNG, pixel for pixel."""
+    _write(path, lambda file: _pil(image.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG"))
+
+
+def read_image(argument: str, path: Path, shape: tuple[int, ...]) -> Tensor:
+    """An image file as uint8 of shape (C, H, W), grey or coloured as C says. Raises ValueError that names the argument for a file
+    that is missing, cannot be read, or holds an image of another size."""
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            array = from_picture(image, channels=channels)
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{argument}: expected an image file, got {str(path)!r}: {reason}") from None
+    size = f"{array.shape[2]}x{array.shape[1]}"
+    expect(argument, str(path), array.shape[1:] == (height, width), f"an image of {width}x{height} pixels, not {size}")
+    return torch.tensor(array)
 
 
 def check_out(out: Path) -> None:

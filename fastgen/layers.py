@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.functional import attention, attention_qkv, group_norm
 from fastgen_kernels.group_norm import Activation
 
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d}
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def conv(dims: int, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -27,17 +27,23 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """(N, C, *S) to (N, C·patch^dims, *S/patch): a pixel-unshuffle over one or two spatial dimensions."""
+    """(N, C, *S) to (N, C·patch^dims, *S/patch): a pixel-unshuffle over one to three spatial dimensions."""
     if x.dim() == 4:
         return F.pixel_unshuffle(x, patch)
-    return x.unflatten(2, (-1, patch)).movedim(3, 2).flatten(1, 2)
+    dims = x.dim() - 2
+    x = x.reshape(*x.shape[:2], *[part for side in x.shape[2:] for part in (side // patch, patch)])
+    return x.permute(0, 1, *range(3, 2 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)).flatten(1, 1 + dims)
 
 
 def unpatchify(x: Tensor, patch: int) -> Tensor:
     """The inverse of patchify."""
     if x.dim() == 4:
         return F.pixel_shuffle(x, patch)
-    return x.unflatten(1, (-1, patch)).movedim(2, 3).flatten(2, 3)
+    dims = x.dim() - 2
+    sides = [side * patch for side in x.shape[2:]]
+    x = x.unflatten(1, (-1, *[patch] * dims))
+    order = [axis for i in range(2, 2 + dims) for axis in (i + dims, i)]
+    return x.permute(0, 1, *order).reshape(*x.shape[:2], *sides)
 
 
 class Stream(NamedTuple):

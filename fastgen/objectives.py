@@ -5,10 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen import streams
-from fastgen.diffusion import Diffusion, null_label
+from fastgen.conditions import Condition
+from fastgen.denoiser import null_label
+from fastgen.diffusion import Diffusion
 from fastgen.errors import lookup
 from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
 from fastgen.models.vae import VariationalAutoencoder
+from fastgen.pixels import from_uint8
 from fastgen.schedules import Schedule
 from fastgen_kernels.diffusion_loss import Kind
 
@@ -30,7 +33,7 @@ class DiffusionObjective(nn.Module):
 
     times: how t is drawn, a name in TIMES. loss: "mse", "l1", "huber" or "charbonnier". label_dropout: the share of samples that
     lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified" and
-    "low_discrepancy" times, the batch's own when None.
+    "low_discrepancy" times, the batch's own when None. condition: what the network sees of x0, as channels after those of x_t.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class DiffusionObjective(nn.Module):
         loss: Kind = "mse",
         label_dropout: float = 0.0,
         strata: int | None = None,
+        condition: Condition | None = None,
     ):
         super().__init__()
         lookup("times", times, TIMES)
@@ -49,6 +53,7 @@ class DiffusionObjective(nn.Module):
             raise ValueError(f"label_dropout: expected a number in [0, 1], got {label_dropout}")
         self.net, self.diffusion = net, diffusion
         self.times, self.loss, self.label_dropout, self.strata = times, loss, label_dropout, strata
+        self.condition = condition
 
     def forward(
         self, x0: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, key: Tensor | None = None
@@ -65,6 +70,8 @@ class DiffusionObjective(nn.Module):
         c_in = self.diffusion.preconditioning(t).c_in
         if c_in is not None:
             x_t = x_t * c_in.view(-1, *[1] * (x_t.dim() - 1))
+        if self.condition is not None:
+            x_t = torch.cat([x_t, self.condition(from_uint8(x0), at(key, stream=streams.CONDITION)).to(x_t.dtype)], dim=1)
         pred, weight = self.net(x_t, t, label, context), self.diffusion.weight(t)
         target, alpha, sigma = self.diffusion.target(t)
         return denoising_loss(pred, x0, alpha, sigma, noise, weight, target=target, kind=self.loss)

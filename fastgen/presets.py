@@ -1,5 +1,7 @@
 """What `fastgen train PRESET` can be given: one table."""
 
+from dataclasses import replace
+
 from fastgen.config import DataConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 
 PRESETS: dict[str, TrainConfig] = {
@@ -46,5 +48,15 @@ PRESETS: dict[str, TrainConfig] = {
     "folder32": TrainConfig(
         data=DataConfig(size=32, flip=True),
         model=UNetConfig(channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1,), dropout=0.1),
+    ),
+}
+
+# Half of the labels are left out in training, since one may or may not know what an image is of.
+PRESETS |= {
+    "mnist-upscale": replace(
+        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="low_resolution")
+    ),
+    "mnist-inpaint": replace(
+        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="hole")
     ),
 }

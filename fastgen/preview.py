@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from fastgen import streams
 from fastgen.config import TrainConfig
 from fastgen.data import ImageDataset
-from fastgen.device import autocast
-from fastgen.diffusion import null_label
+from fastgen.denoiser import null_label
 from fastgen.functional import noise_key
-from fastgen.generate import generate, sample_labels
+from fastgen.generate import generate
 from fastgen.images import save_grid
 from fastgen.models import VariationalAutoencoder
-from fastgen.run import make_diffusion
+from fastgen.pixels import from_uint8, to_uint8
+from fastgen.run import Run, make_diffusion
+from fastgen.sampling import Sampling
 
 ROWS = 8
 GUIDANCE = 1.25
@@ -34,32 +35,51 @@ class Preview:
     device: torch.device
 
     def __call__(self, step: int) -> dict[str, float]:
-        save_samples(self.folder / f"{step:08d}.png", self.config, self.model, self.data.shape)
-        unseen = self.data if self.held_out is None else self.held_out
+        path = self.folder / f"{step:08d}.png"
+        run = Run(
+            self.folder.parent,
+            self.config,
+            self.model,
+            make_diffusion(self.config),
+            self.data.shape,
+            self.data.classes,
+            step,
+            self.device,
+        )
+        if run.condition is None:
+            save_samples(path, run)
+        else:
+            save_conditioned(path, run, self._images())
         if isinstance(self.model, VariationalAutoencoder):
-            image, _ = next(unseen.batches(4 * ROWS, device=self.device, workers=0))
-            save_reconstructions(self.folder / f"{step:08d}-reconstructed.png", self.model, image)
+            save_reconstructions(path.with_stem(f"{path.stem}-reconstructed"), self.model, self._images())
         if self.held_out is None:
             return {}
         return {"held_out_loss": held_out_loss(self.objective, self.held_out, self.device, self.config.seed)}
 
+    def _images(self) -> Tensor:
+        """Four rows of images, held out from training where some are."""
+        unseen = self.data if self.held_out is None else self.held_out
+        return next(unseen.batches(4 * ROWS, device=self.device, workers=0))[0]
+
+
+def save_samples(path: Path, run: Run) -> None:
+    """A grid of samples, the same noise every time: a column a class where there are at most 16, else 8 by 8."""
+    columns = run.num_classes if run.num_classes is not None and run.num_classes <= 16 else ROWS
+    images, _ = run.sample(ROWS * columns, batch_size=ROWS * columns, guidance=1.0 if null_label(run.model) is None else GUIDANCE)
+    save_grid(path, images, columns)
+
 
 @torch.no_grad()
-def save_samples(path: Path, config: TrainConfig, model: nn.Module, shape: tuple[int, ...]) -> None:
-    """A grid of samples, the same noise every time: a column a class where there are at most 16, else 8 by 8."""
-    num_classes = getattr(model, "num_classes", None)
-    columns = num_classes if num_classes is not None and num_classes <= 16 else ROWS
-    labels = sample_labels(ROWS * columns, num_classes)
-    with autocast(next(model.parameters()).device, config.precision):
-        images = generate(
-            model,
-            make_diffusion(config),
-            shape,
-            range(ROWS * columns),
-            label=labels,
-            guidance=1.0 if labels is None or null_label(model) is None else GUIDANCE,
-        )
-    save_grid(path, images, columns)
+def save_conditioned(path: Path, run: Run, images: Tensor) -> None:
+    """What a model with a condition sees of images in rows of eight, each row above what the model makes of it; images: uint8
+    (N, C, H, W), N a multiple of 8."""
+    assert run.condition is not None
+    key = noise_key(0, streams.CONDITION, 0, len(images), images.device)
+    seen = run.condition(from_uint8(images), key)
+    with run.autocast():
+        made = generate(run.denoiser(beside=seen), run.shape, key, Sampling())
+    rows = torch.stack([to_uint8(seen[:, : run.shape[0]]).unflatten(0, (-1, ROWS)), made.unflatten(0, (-1, ROWS))], dim=1)
+    save_grid(path, rows.flatten(0, 2), columns=ROWS)
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """A run: the folder that training leaves, and the trained model in it."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgen import checkpoint
+from fastgen import checkpoint, streams
+from fastgen.conditions import Beside, Condition, LowResolution, make_condition
 from fastgen.config import ConvVAEConfig, DiffusersConfig, TrainConfig, UNetConfig
 from fastgen.config_file import load_yaml, plain
+from fastgen.cuda_graph import Graphed
+from fastgen.denoiser import Denoiser
 from fastgen.device import autocast, place, resolve_device
 from fastgen.diffusion import Diffusion
-from fastgen.errors import expect
-from fastgen.generate import generate, sample_labels
+from fastgen.errors import expect, lookup
+from fastgen.functional import noise_key
+from fastgen.generate import generate, in_tiles, sample_labels
 from fastgen.interchange.description import multiple_of, unet_arguments
 from fastgen.interchange.scheduler_config import scheduler_of
-from fastgen.models import MODELS
+from fastgen.models import MODELS, VariationalAutoencoder
+from fastgen.samplers import SAMPLERS, TIMES
+from fastgen.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -36,46 +41,103 @@ class Run:
     step: int
     device: torch.device
 
+    @torch.no_grad()
     def sample(
         self,
         n: int = 64,
         *,
         label: int | Sequence[int] | None = None,
-        guidance: float = 1.0,
-        steps: int = 25,
-        sampler: str = "euler",
-        seed: int = 0,
+        first: int = 0,
         batch_size: int = 64,
+        guide: "Run | None" = None,
+        cuda_graph: bool = False,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """n images, uint8 (n, C, H, W) on the CPU, and their labels, int64 (n,) or None.
 
-        label: one class for all, or a list that is repeated; by default every class in turn. guidance: w of classifier-free
-        guidance. Image i depends on the seed and i, not on n or batch_size. Raises ValueError for what the model cannot do.
+        label: one class for all, or a list that is repeated; by default every class in turn. first: the first image's number:
+        image i depends on the seed and i, not on n, first or batch_size, which is halved where memory does not suffice. guide: a
+        weaker run to guide away from, instead of no label. cuda_graph: the work of a batch is recorded once and replayed.
+        callback(i, x, x0_hat): after step i of a batch. settings: those of `fastgen.sampling.Sampling`: guidance, steps, sampler,
+        seed, and so on. Raises ValueError for what the model cannot do.
         """
         expect("n", n, n >= 1, "a whole number >= 1")
-        expect("batch_size", batch_size, batch_size >= 1, "a whole number >= 1")
-        expect("seed", seed, 0 <= seed < 2**63, "a whole number >= 0")
-        expect("guidance", guidance, math.isfinite(guidance), "a finite number")
-        labels = sample_labels(n, self.num_classes, label)
-        expect("guidance", guidance, guidance == 1 or labels is not None, "1, since the model has no classes")
-        images = []
-        for start in range(0, n, batch_size):
-            samples = range(start, min(n, start + batch_size))
-            with autocast(self.device, self.config.precision):
-                images.append(
-                    generate(
-                        self.model,
-                        self.diffusion,
-                        self.shape,
-                        samples,
-                        label=None if labels is None else labels[samples.start : samples.stop],
-                        guidance=guidance,
-                        steps=steps,
-                        sampler=sampler,
-                        seed=seed,
-                    ).cpu()
-                )
-        return torch.cat(images), labels
+        expect("first", first, 0 <= first < 2**32 - n, "a whole number >= 0")
+        expect("cuda_graph", cuda_graph, not cuda_graph or self.device.type == "cuda", f"False on a {self.device.type}")
+        expect("cuda_graph", cuda_graph, not cuda_graph or callback is None, "False with a callback, which a graph cannot call")
+        options = Sampling(**settings)
+        lookup("sampler", options.sampler, SAMPLERS)
+        lookup("times", options.times, TIMES)
+        labels = sample_labels(n, self.num_classes, label, first)
+        guided = options.guidance == 1 or labels is not None or guide is not None
+        expect("guidance", options.guidance, guided, "1, since the model has no classes")
+
+        def images(key: Tensor, label: Tensor | None) -> Tensor:
+            if isinstance(self.model, VariationalAutoencoder):
+                return (self.model.sample(len(key), key=key).float() * 255).round().to(torch.uint8).view(-1, *self.shape)
+            with self.autocast():
+                return generate(self.denoiser(label, options, guide=guide), self.shape, key, options, callback)
+
+        draw = Graphed(images) if cuda_graph else images
+
+        def tile(part: range) -> Tensor:
+            key = noise_key(options.seed, streams.START, 0, part, self.device)
+            return draw(key, None if labels is None else labels[part.start - first : part.stop - first].to(self.device))
+
+        return in_tiles(tile, range(first, first + n), batch_size), labels
+
+    def denoiser(
+        self,
+        label: Tensor | None = None,
+        settings: Sampling = Sampling(),  # noqa: B008  # frozen
+        *,
+        guide: "Run | None" = None,
+        beside: Tensor | None = None,
+    ) -> Denoiser:
+        """The trained model as the samplers take it, under labels (N,), guided as the settings say.
+
+        guide: a weaker run of the same data and diffusion. beside: what a model with a condition sees, (N, C', H, W). Raises
+        ValueError for what the model cannot do.
+        """
+        if self.diffusion is None:
+            raise ValueError(f"run: expected that of a diffusion model, got that of a VAE, {str(self.path)!r}")
+        needed = "none" if self.config.diffusion is None else self.config.diffusion.condition
+        if (needed == "none") != (beside is None):
+            raise ValueError(f"run: {str(self.path)!r} is of a model with the condition {needed!r}: see diffusion.condition")
+        if guide is not None:
+            same = (guide.shape, _noising(guide.config)) == (self.shape, _noising(self.config))
+            expect("guide", str(guide.path), same, f"a run with the images and the diffusion of {str(self.path)!r}")
+        net, weak = self.model, None if guide is None else guide.model
+        if beside is not None:
+            net, weak = Beside(net, beside), None if weak is None else Beside(weak, beside)
+        return self.diffusion.denoiser(
+            net,
+            label=label,
+            negative_label=self._negative(label, settings),
+            guidance=settings.guidance,
+            interval=settings.interval,
+            rescale=settings.rescale,
+            guide=weak,
+        )
+
+    def _negative(self, label: Tensor | None, settings: Sampling) -> Tensor | None:
+        if settings.negative is None:
+            return None
+        if label is None:
+            raise ValueError(f"negative: expected none without a label, got {settings.negative}")
+        last = (self.num_classes or 0) - 1
+        expect("negative", settings.negative, 0 <= settings.negative <= last, f"a class from 0 to {last}")
+        return torch.full_like(label, settings.negative)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the model was trained in."""
+        return autocast(self.device, self.config.precision)
+
+    @property
+    def condition(self) -> Condition | None:
+        """What the model sees beside the noise; None for a model that draws."""
+        return make_condition(self.config.diffusion)
 
     @property
     def num_classes(self) -> int | None:
@@ -127,7 +189,13 @@ def describe(config: TrainConfig, shape: tuple[int, ...], num_classes: int | Non
     model, arguments = config.model, plain(dataclasses.asdict(config.model))
     if isinstance(model, UNetConfig):
         _expect_multiples(model.patch * 2 ** (len(model.multipliers) - 1), height, width)
-        name, arguments = "UNet", arguments | {"in_channels": channels, "num_classes": num_classes}
+        condition = make_condition(config.diffusion)
+        if isinstance(condition, LowResolution):
+            fits = height % condition.factor == width % condition.factor == 0
+            expect("diffusion.factor", condition.factor, fits, f"a divisor of the images' sides, {height}x{width}")
+        beside = 0 if condition is None else condition.channels(channels)
+        name, arguments = "UNet", arguments | {"in_channels": channels + beside, "num_classes": num_classes}
+        arguments |= {"out_channels": channels} if beside else {}
     elif isinstance(model, DiffusersConfig):
         assert config.diffusion is not None  # TrainConfig has it for every UNet
         name, arguments = "DiffusersUNet", unet_arguments(model, config.diffusion, shape, num_classes)
@@ -154,7 +222,9 @@ def _noising(config: TrainConfig) -> dict[str, Any] | None:
     settings, model = config.diffusion, config.model
     if settings is None:
         return None
-    named = {"schedule": settings.schedule, "prediction": settings.prediction}
+    named: dict[str, Any] = {"schedule": settings.schedule, "prediction": settings.prediction}
+    if settings.condition != "none":
+        named |= {"condition": settings.condition, "factor": settings.factor}
     return named | {"scheduler": scheduler_of(model, settings)} if isinstance(model, DiffusersConfig) else named
 
 

@@ -6,3 +6,5 @@ LABEL = 2  # whether its label is dropped
 AUGMENT = 3  # flips and shifts
 START = 4  # where a sampler begins: x at t = 1, or a VAE's z
 SAMPLER = 5  # what a stochastic sampler adds at its steps
+CONDITION = 6  # what a model sees of a training image: where its hole is
+RESAMPLE = 7  # steps back to noise in inpainting

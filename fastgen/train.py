@@ -15,6 +15,7 @@ from torch.amp import GradScaler
 
 from fastgen import streams
 from fastgen.allocator import keep_freed_memory
+from fastgen.conditions import make_condition
 from fastgen.config import DiffusersConfig, TrainConfig
 from fastgen.config_file import save_yaml
 from fastgen.data import ImageDataset, open_dataset
@@ -243,7 +244,13 @@ def make_objective(config: TrainConfig, model: nn.Module) -> nn.Module:
     assert settings is not None  # TrainConfig has them for every UNet
     assert diffusion is not None
     return DiffusionObjective(
-        model, diffusion, times=settings.times, loss=settings.loss, label_dropout=settings.label_dropout, strata=config.batch_size
+        model,
+        diffusion,
+        times=settings.times,
+        loss=settings.loss,
+        label_dropout=settings.label_dropout,
+        strata=config.batch_size,
+        condition=make_condition(settings),
     )
 
 

@@ -1,11 +1,13 @@
 """Running the command line as a user does: in a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FRAME = re.compile("[│╭╮╰╯─]|-{3,}")  # what the command line draws around help and errors
 
 
 def start(*arguments: object, cwd: Path, **settings: str) -> subprocess.Popen:

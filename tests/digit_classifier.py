@@ -62,6 +62,13 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * root)
 
 
+def recall(drawn: Tensor, real: Tensor, k: int = 3) -> float:
+    """The share of real features that lie no further from some drawn one than its k-th neighbour among the drawn (Kynkäänniemi et
+    al. 2019, arXiv:1904.06991, eq. 2): how much of the variety of the real is drawn."""
+    radius = torch.cdist(drawn, drawn).kthvalue(k + 1, dim=1).values  # the first is itself
+    return (torch.cdist(real, drawn) <= radius).any(1).float().mean().item()
+
+
 def class_balanced(labels: Tensor, per_class: int, seed: int) -> Tensor:
     """Rows of a random draw of `per_class` samples of every class."""
     generator = torch.Generator().manual_seed(seed)

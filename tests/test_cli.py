@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 
 import fastgen
-from fastgen.cli import main
+from fastgen.cli import COMMANDS, main
 from fastgen.config_file import load_yaml, save_yaml
+from fastgen.presets import PRESETS
 from tests import tiny_runs
-from tests.command import run
-
-FRAME = re.compile("[│╭╮╰╯─]|-{3,}")
+from tests.command import FRAME, run
 
 
 @pytest.fixture(scope="module")
@@ -32,35 +31,6 @@ def runs(tmp_path_factory):
 def _elsewhere(tmp_path, monkeypatch):
     """No test leaves runs/ in the repository."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def refused(capsys):
-    """refused("train", "mnst"): what the command line says on stderr, in few lines, before it exits with 2."""
-
-    def refused(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert (stop.value.code, out) == (2, "")
-        assert "Traceback" not in err
-        assert 0 < err.count("\n") <= 16
-        return " ".join(FRAME.sub(" ", err).split())
-
-    return refused
-
-
-@pytest.fixture
-def done(capsys):
-    """done("sample", run): the lines on stdout of a command that succeeds."""
-
-    def done(*arguments):
-        capsys.readouterr()
-        main([str(a) for a in arguments])
-        return capsys.readouterr().out.splitlines()
-
-    return done
 
 
 # In processes of their own: exit codes and streams are what a shell sees.
@@ -107,13 +77,13 @@ def test_a_traceback_is_there_for_the_asking(monkeypatch):
 def test_help_names_the_commands(arguments, done):
     lines = done(*arguments)
     assert lines[0] == "usage: fastgen COMMAND ..."
-    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["train", "sample", "export", "info"]
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["train", "--help"], ["train", "-h"]])
 def test_help_on_train_names_the_presets(arguments, done):
     text = "\n".join(done(*arguments))
-    for word in ("mnist", "mnist-vae", "digits", "folder32", "--out RUN", "--config FILE", "--resume"):
+    for word in (*PRESETS, "--out RUN", "--config FILE", "--resume"):
         assert word in text
 
 
@@ -151,11 +121,11 @@ def test_help_on_a_command_has_its_options_with_defaults(arguments, options, cap
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("smaple", "command: expected one of train, sample, export, info, got 'smaple'; did you mean sample?"),
-        ("--train", "command: expected one of train, sample, export, info, got '--train'; did you mean train?"),
-        ("train mnst", "preset: expected one of mnist, mnist-vae, digits, folder32, got 'mnst'; did you mean mnist?"),
+        ("smaple", f"command: expected one of {', '.join(COMMANDS)}, got 'smaple'; did you mean sample?"),
+        ("--train", f"command: expected one of {', '.join(COMMANDS)}, got '--train'; did you mean train?"),
+        ("train mnst", f"preset: expected one of {', '.join(PRESETS)}, got 'mnst'; did you mean mnist?"),
         ("train MNIST-vae", "got 'MNIST-vae'; did you mean mnist-vae?"),
-        ("train --steps 3 mnist", "preset: expected one of mnist, mnist-vae, digits, folder32, got '--steps'"),
+        ("train --steps 3 mnist", f"preset: expected one of {', '.join(PRESETS)}, got '--steps'"),
         ("train digits --lrr 3", "Unrecognized options: --lrr, 3 Perhaps you meant: --lr FLOAT"),
         ("train digits --data.sise 3", "Perhaps you meant: --data.size {None}|INT"),
         ("train digits --model.latent-dim 3", "Unrecognized options: --model.latent-dim, 3"),

@@ -4,7 +4,7 @@ import math
 import pytest
 import yaml
 
-from fastgen.config import ConvVAEConfig, DataConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
+from fastgen.config import ConvVAEConfig, DataConfig, DiffusersConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.config_file import from_dict, load_yaml, save_yaml, to_dict
 from fastgen.presets import PRESETS
 
@@ -63,6 +63,8 @@ WRONG_VALUES = [
     ({"model": {"latent_dim": 3}}, "model.latent_dim: no such setting"),
     ({"diffusion": {"schedule": "cosin"}}, "diffusion.schedule: expected one of"),
     ({"diffusion": {"label_dropout": 1.5}}, "diffusion.label_dropout: expected"),
+    ({"diffusion": {"condition": "holes"}}, "diffusion.condition: expected one of none, low_resolution, hole, got 'holes'"),
+    ({"diffusion": {"factor": 1}}, "diffusion.factor: expected a whole number >= 2, got 1"),
     ({"diffusion": None}, "diffusion: expected settings for a UNet"),
 ]
 
@@ -95,6 +97,11 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_vae_takes_no_diffusion():
     with pytest.raises(ValueError, match="diffusion: expected"):
         TrainConfig(model=VAEConfig(), diffusion=DiffusionConfig())
+
+
+def test_a_unet_of_diffusers_sees_no_condition():
+    with pytest.raises(ValueError, match=r"diffusion.condition: expected none for a UNet of diffusers, got 'hole'"):
+        TrainConfig(model=DiffusersConfig(), diffusion=DiffusionConfig(condition="hole"))
 
 
 def test_values_are_plain():

@@ -3,48 +3,20 @@
 import pytest
 import torch
 
-from fastgen import load, open_dataset
 from fastgen.functional import noise_key
-from tests.command import run
-from tests.digit_classifier import class_balanced, frechet_distance, train_classifier
+from tests.digit_classifier import class_balanced, frechet_distance
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def real():
-    return next(open_dataset("mnist").batches(4_500))
-
-
-@pytest.fixture(scope="module")
-def held_out():
-    return next(open_dataset("mnist", split="test").batches(500))
-
-
-@pytest.fixture(scope="module")
-def classifier(held_out):
-    model = train_classifier(open_dataset("mnist"))
-    image, label = held_out
-    with torch.no_grad():
-        assert (model(image).argmax(1) == label).float().mean() > 0.97  # a judge that errs would prove nothing
-    return model
-
-
-def train(preset, folder):
-    result = run("train", preset, "--out", "run", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return load(folder / "run")
-
-
 @torch.no_grad()
-def test_mnist_draws_the_digits_asked_for(classifier, real, tmp_path):
-    trained = train("mnist", tmp_path)
-    images, labels = trained.sample(500, guidance=1.25, batch_size=100)
+def test_mnist_draws_the_digits_asked_for(classifier, real_digits, trained):
+    images, labels = trained("mnist").sample(500, guidance=1.25, batch_size=100)
     assert torch.equal(labels.bincount(), torch.full((10,), 50))
     agreement = (classifier(images).argmax(1) == labels).float().mean()
 
-    features = classifier.features(real[0])
-    draws = [frechet_distance(features[class_balanced(real[1], 50, seed)], features) for seed in range(20)]
+    features = classifier.features(real_digits[0])
+    draws = [frechet_distance(features[class_balanced(real_digits[1], 50, seed)], features) for seed in range(20)]
     distance = frechet_distance(classifier.features(images), features)
     print(f"agreement {agreement:.3f}, Fréchet distance {distance:.2f}, {distance * 20 / sum(draws):.2f}x that of real digits")
     assert agreement >= 0.95
@@ -52,9 +24,9 @@ def test_mnist_draws_the_digits_asked_for(classifier, real, tmp_path):
 
 
 @torch.no_grad()
-def test_mnist_vae_reaches_its_bound(classifier, held_out, tmp_path):
-    vae = train("mnist-vae", tmp_path).model
-    image, label = held_out
+def test_mnist_vae_reaches_its_bound(classifier, held_out_digits, trained):
+    vae = trained("mnist-vae").model
+    image, label = held_out_digits
     elbo = torch.stack([vae.elbo(image, key=noise_key(seed, samples=500)).mean() for seed in range(5)]).mean()
     bounds = [vae.log_likelihood(image, k, key=noise_key(0, samples=500)).mean() for k in (1, 10, 100)]
     reconstructed = vae.decode(vae.encode(image)[0]).view_as(image) * 255

@@ -10,7 +10,7 @@ import torch
 
 import fastgen
 from fastgen import checkpoint
-from fastgen.config import ConvVAEConfig, TrainConfig, UNetConfig, VAEConfig
+from fastgen.config import ConvVAEConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.config_file import load_yaml
 from fastgen.data import open_dataset
 from fastgen.data.held_out import open_held_out
@@ -274,6 +274,15 @@ def test_a_description_builds_the_model_again(model):
     else:
         assert net.elbo(x).shape == (2,)
         assert description["diffusion"] is None
+
+
+def test_a_factor_that_does_not_fit_the_images_is_named():
+    config = TrainConfig(model=UNetConfig(8, (1, 2), groups=4), diffusion=DiffusionConfig(condition="low_resolution", factor=3))
+    with pytest.raises(ValueError, match=r"diffusion.factor: expected a divisor of the images' sides, 8x8, got 3"):
+        describe(config, (1, 8, 8), None, None)
+    description = describe(config, (1, 9 * 2, 12), None, None)
+    assert (description["arguments"]["in_channels"], description["arguments"]["out_channels"]) == (2, 1)
+    assert description["diffusion"] | {"condition": "low_resolution", "factor": 3} == description["diffusion"]
 
 
 @pytest.mark.parametrize(

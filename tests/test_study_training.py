@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
@@ -27,15 +26,3 @@ def test_a_tiny_study_and_its_page(tmp_path):
     assert record["checkpointing"]["weights_differ_by"] == 0  # the same numbers, computed twice
     assert not re.search("nan|inf|None", text)
     assert (tmp_path / "training.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("kind", [kind for kind in study_training.AVERAGES if "width" in kind])
-def test_powers_have_the_width_that_they_are_called_by(kind):
-    """The standard deviation of the updates that an average is of, over their number, by the shares that the decays give them."""
-    n = 3000
-    decays = np.array([study_training.AVERAGES[kind](m) for m in range(1, n + 1)])
-    shares = (1 - decays) * np.append(np.cumprod(decays[:0:-1])[::-1], 1)
-    places = np.arange(1, n + 1) / n
-    assert shares.sum() == pytest.approx(1)
-    deviation = np.sqrt(shares @ places**2 - (shares @ places) ** 2)
-    assert deviation == pytest.approx(float(kind.split()[-1]), rel=0.01)

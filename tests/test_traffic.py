@@ -45,7 +45,7 @@ EXCEPTIONS = {
 
 # How often the bytes of ours eager moves, at the least.
 GAINS = {"reparameterize_kl": 6}
-LAUNCHES = {"group_norm": 4, "layer_norm": 2}  # at the most
+LAUNCHES = {"group_norm": 4, "layer_norm": 2, "adamw_ema": 2}  # at the most
 SMALL = [case for case in CASES if case in small(case.op)]
 
 

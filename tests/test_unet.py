@@ -12,7 +12,7 @@ def small(**options):
     net = UNet(2, **{"channels": 16, "multipliers": (1, 2), "blocks": 1, "groups": 4, "head_dim": 8, **options})
     nn.init.normal_(net.head.weight, std=0.1)  # a fresh network's output is zero
     for module in net.modules():  # and so is each block's
-        if isinstance(module, nn.Conv1d | nn.Conv2d) and not module.weight.any():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.1)
     return net.eval()
 
@@ -22,6 +22,8 @@ SHAPES = [
     ({"attention_levels": (0, 1)}, (3, 2, 8, 12)),  # not square
     ({"patch": 2}, (3, 2, 12, 8)),
     ({"dims": 1, "patch": 2, "attention_levels": (1,)}, (3, 2, 20)),
+    ({"dims": 3, "attention_levels": (0, 1)}, (2, 2, 4, 2, 6)),
+    ({"dims": 3, "patch": 2, "context_dim": None}, (2, 2, 4, 8, 4)),
     ({"multipliers": (1,), "mid_attention": False}, (3, 2, 7, 5)),  # odd: nothing is halved
     ({"out_channels": 5}, (1, 2, 8, 8)),
     ({}, (0, 2, 8, 8)),  # empty batch
@@ -160,7 +162,7 @@ ERRORS = [
     (lambda: small(groups=5), "groups: expected a divisor"),
     (lambda: small(head_dim=12), "head_dim: expected a divisor"),
     (lambda: small(attention_levels=(2,)), "attention_levels: expected levels from 0 to 1"),
-    (lambda: UNet(1, dims=3), "dims: expected 1 or 2, got 3"),
+    (lambda: UNet(1, dims=4), "dims: expected 1, 2 or 3, got 4"),
 ]
 
 
@@ -170,17 +172,38 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 8)])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 8), (2, 3, 8, 4, 6)])
 def test_patchify_is_undone(shape):
     x = torch.randn(shape)
     patches = patchify(x, 2)
-    assert patches.shape == (2, 3 * 2 ** (x.dim() - 2), *[4] * (x.dim() - 2))
+    assert patches.shape == (2, 3 * 2 ** (x.dim() - 2), *[side // 2 for side in shape[2:]])
     assert torch.equal(unpatchify(patches, 2), x)
 
 
 def test_patches_hold_neighbours():
     x = torch.arange(8.0).view(1, 1, 8)
     assert torch.equal(patchify(x, 2), torch.tensor([[[0.0, 2, 4, 6], [1, 3, 5, 7]]]))
+
+
+def test_patches_of_volumes_hold_neighbours_in_the_order_of_pictures():
+    """The last two dimensions as pixel_unshuffle, the first outside of them."""
+    x = torch.randn(2, 3, 4, 6, 8)
+    planes = torch.stack([nn.functional.pixel_unshuffle(x[:, :, i], 2) for i in range(4)], 2)  # [2, 3·4, 4, 3, 4]
+    expected = planes.unflatten(1, (3, 4)).unflatten(3, (2, 2)).permute(0, 1, 4, 2, 3, 5, 6).flatten(1, 3)
+    assert torch.equal(patchify(x, 2), expected)
+
+
+def test_volumes_one_pixel_deep_are_pictures():
+    """With kernels that are zero off the middle plane a UNet over volumes is the one over pictures."""
+    flat, deep = small(multipliers=(1,), attention_levels=(0,)), small(multipliers=(1,), attention_levels=(0,), dims=3)
+    state = flat.state_dict()
+    for name, weight in deep.state_dict().items():
+        if weight.dim() == 5:
+            weight.zero_()[:, :, weight.shape[2] // 2] = state[name]
+        else:
+            weight.copy_(state[name])
+    x, t = torch.randn(2, 2, 8, 8), torch.rand(2)
+    torch.testing.assert_close(deep(x[:, :, None], t)[:, :, 0], flat(x, t))
 
 
 def test_diffusion_model_is_the_textbooks():

@@ -1,6 +1,6 @@
 """Calls of the ops' launchers that between them reach every configuration: what benchmarks.aot compiles."""
 
-from benchmarks.aot_cases import attention, group_norm, losses, sampling, transformer, vae
+from benchmarks.aot_cases import attention, group_norm, losses, optimizer, sampling, transformer, vae
 from benchmarks.aot_cases.launch import Launch
 
 __all__ = ["LAUNCHES", "Launch"]
@@ -19,4 +19,5 @@ LAUNCHES = [
     *attention.attention(),
     *transformer.layer_norm(),
     *transformer.geglu(),
+    *optimizer.adamw_ema(),
 ]

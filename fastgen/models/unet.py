@@ -24,8 +24,8 @@ from fastgen.layers import (
 class UNet(nn.Module):
     """net(x, t, label=None, context=None) -> out.
 
-    x: (N, in_channels, *S), S of `dims` dimensions, each a multiple of `multiple`. t: (N,) in [0, 1]. label: int64 (N,), in
-    [0, num_classes], num_classes being the null label, which no label means too. context: (N, L, context_dim).
+    x: (N, in_channels, *S), S of `dims` dimensions, 1 to 3, each a multiple of `multiple`. t: (N,) in [0, 1]. label: int64 (N,),
+    in [0, num_classes], num_classes being the null label, which no label means too. context: (N, L, context_dim).
     out: (N, out_channels, *S).
 
     channels: width at the first level; multipliers: width of each level over it, each level half the size of the one before;
@@ -57,8 +57,8 @@ class UNet(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        if dims not in (1, 2):
-            raise ValueError(f"dims: expected 1 or 2, got {dims}")
+        if dims not in (1, 2, 3):
+            raise ValueError(f"dims: expected 1, 2 or 3, got {dims}")
         widths = [channels * m for m in multipliers]
         _check_widths(widths, groups, head_dim, attention_levels)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels

@@ -21,13 +21,16 @@ def define(
     """The op fastgen::NAME of a schema "NAME(...) -> ...".
 
     launch runs it, on the GPU or in the interpreter; fake gives empty outputs of the same shapes and strides. backward and
-    setup_context are as torch.library.register_autograd takes them; an op without them has no derivative.
+    setup_context are as torch.library.register_autograd takes them; an op without them has no derivative. An op that writes into
+    its arguments has none either, and returns nothing.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, launch, key)
     torch.library.register_fake(f"fastgen::{name}", fake, lib=LIBRARY)
+    if "!)" in schema:
+        return getattr(torch.ops.fastgen, name).default
     if backward is None:
 
         def backward(ctx: Any, *grads: Tensor) -> None:

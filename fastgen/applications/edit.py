@@ -1,0 +1,56 @@
+"""Changing images by noising them and drawing on (SDEdit, Meng et al. 2022, arXiv:2108.01073, algorithm 1)."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fastgen import streams
+from fastgen.applications.batches import Callback, Label, check_images, in_batches
+from fastgen.errors import expect, lookup
+from fastgen.functional import at, q_sample
+from fastgen.generate import grid
+from fastgen.pixels import from_uint8, to_uint8
+from fastgen.run import Run
+from fastgen.samplers import SAMPLERS
+from fastgen.sampling import Sampling
+
+
+def edit(
+    run: Run,
+    images: Tensor,
+    strength: float,
+    *,
+    label: Label = None,
+    guide: Run | None = None,
+    batch_size: int = 64,
+    callback: Callback | None = None,
+    **settings: Any,
+) -> Tensor:
+    """The images, uint8 (N, C, H, W), noised to t = strength in [0, 1] and drawn from there, under a label where one is given.
+
+    strength 0 gives the images back, 1 draws new ones. The steps of the sampler that lie below strength are made. guide,
+    batch_size, callback, settings: as for Run.sample. Raises ValueError for what the model cannot do.
+    """
+    check_images("images", images, run.shape)
+    options = Sampling(**settings)
+    sampler = lookup("sampler", options.sampler, SAMPLERS)
+    fewer = replace(options, steps=steps_of(strength, options.steps))
+
+    def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
+        denoise = run.denoiser(label, options, guide=guide)
+        if strength == 0:
+            return images[rows]
+        times = strength * grid(denoise.schedule, fewer, run.device)
+        alpha, sigma = (f(times[0]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
+        x0 = from_uint8(images[rows].to(run.device))
+        x = q_sample(x0, alpha, sigma, key=at(key, stream=streams.START), target=None)
+        return to_uint8(sampler(denoise, x, times, key=key, callback=callback))
+
+    return in_batches(run, len(images), label, options.seed, batch_size, draw)
+
+
+def steps_of(strength: float, steps: int) -> int:
+    """How many of `steps` lie below t = strength; one at least. Raises ValueError for a strength that is not in [0, 1]."""
+    expect("strength", strength, 0 <= strength <= 1, "a number in [0, 1]")
+    return max(1, round(strength * steps))

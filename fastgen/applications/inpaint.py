@@ -1,0 +1,110 @@
+"""Filling holes in images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgen import streams
+from fastgen.applications.batches import Callback, Label, check_images, in_batches
+from fastgen.conditions import Hole, with_hole
+from fastgen.errors import expect, lookup
+from fastgen.functional import at, philox_normal
+from fastgen.generate import grid
+from fastgen.pixels import from_uint8, to_uint8
+from fastgen.run import Run
+from fastgen.samplers import SAMPLERS
+from fastgen.sampling import Sampling
+from fastgen.schedules import Schedule
+
+
+def inpaint(
+    run: Run,
+    images: Tensor,
+    hole: Tensor,
+    *,
+    resample: int = 1,
+    jump: int = 1,
+    label: Label = None,
+    guide: Run | None = None,
+    batch_size: int = 64,
+    callback: Callback | None = None,
+    **settings: Any,
+) -> Tensor:
+    """The images, uint8 (N, C, H, W), with what `hole`, bool (N, 1, H, W), marks drawn anew; every other pixel is as it was.
+
+    resample: how often each stretch of `jump` steps is made, with steps back to noise between, so that the filling comes to fit
+    its surroundings (RePaint). label: what the images are of, where that is known. guide, batch_size, callback, settings: as for
+    Run.sample. The run may be one that draws, or one trained with the condition hole. Raises ValueError for what the model
+    cannot do.
+    """
+    expect("resample", resample, resample >= 1, "a whole number >= 1")
+    expect("jump", jump, jump >= 1, "a whole number >= 1")
+    check_images("images", images, run.shape)
+    expected = (len(images), 1, *run.shape[1:])
+    fits = hole.dtype == torch.bool and tuple(hole.shape) == expected
+    expect("hole", f"{str(hole.dtype).removeprefix('torch.')} {tuple(hole.shape)}", fits, f"bool {expected}")
+    options = Sampling(**settings)
+    sampler = lookup("sampler", options.sampler, SAMPLERS)
+
+    def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
+        image, missing = images[rows].to(run.device), hole[rows].to(run.device)
+        x0 = from_uint8(image)
+        beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
+        denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
+        times = grid(denoise.schedule, options, run.device)
+        x = denoise.schedule.sigma(times[0]) * philox_normal(x0.shape, at(key, stream=streams.START))
+        x = x + denoise.schedule.alpha(times[0]) * x0.masked_fill(missing, 0)
+        x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
+        return torch.where(missing, to_uint8(x), image)
+
+    return in_batches(run, len(images), label, options.seed, batch_size, draw)
+
+
+class KnownElsewhere:
+    """denoise(x_t, t) with x0 (N, C, H, W) for its answer outside of the hole, bool (N, 1, H, W)."""
+
+    def __init__(self, denoise: Any, x0: Tensor, hole: Tensor):
+        self.denoise, self.x0, self.hole = denoise, x0, hole
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoise.schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        x0_hat = self.denoise(x, t)
+        return torch.where(self.hole, x0_hat, self.x0.to(x0_hat.dtype))
+
+
+def repaint(
+    sampler: Any, denoise: Any, x: Tensor, times: Tensor, key: Tensor, *, resample: int, jump: int, callback: Callback | None
+) -> Tensor:
+    """The sampler over stretches of `jump` steps, each made `resample` times, going back to where it began between them (RePaint,
+    Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1 and section 4.2). A sampler that remembers steps forgets them there."""
+    jump = len(times) - 1 if resample == 1 else jump  # without going back it is the sampler as it is
+    count = done = 0
+    for first in range(0, len(times) - 1, jump):
+        stretch = times[first : first + jump + 1]
+        for again in range(resample):
+            if again:
+                x = noised_again(denoise.schedule, x, stretch[-1:], stretch[:1], at(key, stream=streams.RESAMPLE, step=count))
+            x = sampler(denoise, x, stretch, key=reseeded(key, count), callback=counting_on(callback, done))
+            count, done = count + 1, done + len(stretch) - 1
+    return x
+
+
+def counting_on(callback: Callback | None, done: int) -> Callback | None:
+    """The callback of a sampler that goes on after `done` steps."""
+    return None if callback is None else lambda i, x, x0_hat: callback(done + i, x, x0_hat)
+
+
+def noised_again(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, key: Tensor) -> Tensor:
+    """A sample of q(x_t | x_s), s < t, each (1,): alpha_t / alpha_s · x_s, and noise of what variance is then missing."""
+    shrink = schedule.alpha(t) / schedule.alpha(s)
+    deviation = (schedule.sigma(t) ** 2 - (shrink * schedule.sigma(s)) ** 2).clamp(min=0).sqrt()
+    return (shrink * x + deviation * philox_normal(x.shape, key)).to(x.dtype)
+
+
+def reseeded(key: Tensor, count: int) -> Tensor:
+    """The key with another seed for each count: a sampler numbers the steps of every stretch from 0."""
+    return torch.cat([key[:, :1] ^ (count * 0x9E3779B97F4A7C15 % 2**63), key[:, 1:]], dim=1)  # 2^64 over the golden ratio

@@ -1,0 +1,218 @@
+"""AdamW that clips the gradient, keeps averages of the weights and skips steps that are not finite, in one pass over memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.errors import expect
+from fastgen.optim.profiles import Profile, constant
+from fastgen_kernels.adamw_ema import Settings, adamw_ema_, same_layout
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class AdamWEMA(torch.optim.AdamW):
+    """torch.optim.AdamW's numbers, after torch.nn.utils.clip_grad_norm_ and followed by the averages' lerp.
+
+    clip: the largest norm of the gradient over all parameters; inf only checks that it is finite, 0 does neither. A step whose
+    norm is not finite, or in which torch.amp.GradScaler found an inf, changes nothing but `skipped`.
+    ema: a decay, which is warmed up as `constant` says, or a `Profile`, or two of these. All parameters of the groups have
+    averages, also the frozen ones.
+
+    Parameters in fp16 or bf16 are copies of fp32 masters, which are made of them at the first step; states and averages are fp32.
+    The gradients may be scaled in place. Nothing waits for the device; lr may be a tensor on it. A step can be captured in a CUDA
+    graph after one has been made outside.
+
+    The state_dict is torch.optim.AdamW's, with averages, masters and counts beside: each loads the other's.
+    """
+
+    _step_supports_amp_scaling = True
+    _lr: Tensor | None = None
+    _known: Sequence[float | Tensor] = ()
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        clip: float = 0.0,
+        ema: float | Profile | Sequence[float | Profile] = (),
+    ) -> None:
+        expect("clip", clip, clip >= 0, "a number from 0 on")
+        decays = (ema,) if isinstance(ema, (float, int, Profile)) else tuple(ema)
+        expect("ema", ema, len(decays) <= 2, "at most two decays or profiles")
+        self.clip = clip
+        self.profiles = [decay if isinstance(decay, Profile) else constant(decay) for decay in decays]
+        self._averages: list[dict[Tensor, Tensor]] = [{} for _ in self.profiles]
+        self._masters: dict[Tensor, Tensor] = {}
+        self._counts: Tensor | None = None
+        super().__init__(params, lr, betas, eps, weight_decay, fused=True)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            sharded = hasattr(p, "placements")
+            expect("params", type(p).__name__, not sharded, "whole tensors, not the DTensors of FSDP2")
+
+    @property
+    def updates(self) -> Tensor:
+        """How many steps were made: 0-dim int64, on the device."""
+        return self._device_counts()[0]
+
+    @property
+    def skipped(self) -> Tensor:
+        """How many steps were skipped: 0-dim int64, on the device."""
+        return self._device_counts()[1]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """closure: computes the loss and its gradients; what it returns is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        numbered = [(p, group) for group, settings in enumerate(self.param_groups) for p in settings["params"]]
+        trained = [(p, group) for p, group in numbered if p.grad is not None]
+        trained.sort(key=lambda of: of[0].dtype not in HALVES)  # those with copies first
+        frozen = [p for p, _ in numbered if p.grad is None] if self.profiles else []
+        params = [p for p, _ in trained]
+        states = [self._state(p) for p in params]
+        adamw_ema_(
+            [self._master(p) for p in (*params, *frozen)],
+            [p.grad for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"] for state in states],
+            self._device_counts(),
+            self._learning_rates(),
+            [Settings(group["betas"][0], group["betas"][1], group["eps"], group["weight_decay"]) for group in self.param_groups],
+            [group for _, group in trained],
+            averages=[[self._average(p, i) for p in (*params, *frozen)] for i in range(len(self.profiles))],
+            profiles=self.profiles,
+            copies=[p for p in params if p.dtype in HALVES],
+            clip=self.clip,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+        )
+        return loss
+
+    def ema_state_dict(self, model: nn.Module, index: int = 0) -> dict[str, Tensor]:
+        """The model's state_dict with the averages, of the first or the second profile, for the parameters: copies, fp32 for fp16
+        and bf16."""
+        averages = self._averages[index]
+        return {name: averages.get(value, value).detach().clone() for name, value in model.state_dict(keep_vars=True).items()}
+
+    @torch.no_grad()
+    def load_ema_state_dict(self, model: nn.Module, tensors: dict[str, Tensor], index: int = 0) -> None:
+        """Puts the averages back that `ema_state_dict` gave. Raises KeyError for one that is not there."""
+        ours = {p for group in self.param_groups for p in group["params"]}
+        for name, value in model.state_dict(keep_vars=True).items():
+            if value in ours:
+                self._averages[index][value] = laid_out(tensors[name], self._master(value))
+
+    @contextmanager
+    def averaged(self, index: int = 0) -> Iterator[None]:
+        """Inside, the parameters hold their averages, of the first or the second profile."""
+        params = list(self._averages[index])
+        kept = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            torch._foreach_copy_(params, list(self._averages[index].values()))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(params, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        number = {p: i for i, p in enumerate(self._params())}
+        beside = {
+            "averages": [{number[p]: x for p, x in averages.items()} for averages in self._averages],
+            "masters": {number[p]: x for p, x in self._masters.items()},
+            "counts": self._device_counts(),
+        }
+        return super().state_dict() | beside
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also torch.optim.AdamW's; the averages then begin with the weights as they are at the next step, and the counts at 0.
+
+        Raises ValueError for one of amsgrad or maximize, of other parameters or of another number of averages."""
+        for group in state_dict["param_groups"]:
+            for name in ("amsgrad", "maximize"):
+                expect(name, group.get(name, False), not group.get(name, False), "False in the state_dict")
+        averages = state_dict.get("averages") or [{} for _ in self.profiles]
+        expect("averages", len(averages), len(averages) == len(self.profiles), f"{len(self.profiles)} of them in the state_dict")
+        super().load_state_dict(state_dict | {"param_groups": [group | {"fused": True} for group in state_dict["param_groups"]]})
+
+        params = self._params()
+        self._masters = {params[i]: laid_out(x, params[i], x.dtype) for i, x in state_dict.get("masters", {}).items()}
+        self._averages = [{params[i]: laid_out(x, self._master(params[i])) for i, x in each.items()} for each in averages]
+        self._counts = None
+        if "counts" in state_dict:
+            self._device_counts().copy_(state_dict["counts"])
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for number, p in zip(numbers, params, strict=True):  # torch.optim casts them to p's dtype and keeps their strides
+            if number in state_dict["state"]:
+                saved, master = state_dict["state"][number], self._master(p)
+                self.state[p] = {"step": torch.as_tensor(saved["step"], dtype=torch.float32).to(p.device, copy=True)}
+                self.state[p] |= {name: laid_out(saved[name], master) for name in ("exp_avg", "exp_avg_sq")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        ours = ("clip", "profiles", "_averages", "_masters", "_counts")
+        return super().__getstate__() | {name: self.__dict__[name] for name in ours}
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _state(self, p: Tensor) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(self._master(p)) for _ in range(2))
+            expect("params", p.stride(), same_layout(state["exp_avg"], p), "strides without gaps or overlaps in memory")
+        return state
+
+    def _master(self, p: Tensor) -> Tensor:
+        """What is stepped: p, or for fp16 and bf16 what p is a copy of."""
+        if p.dtype not in HALVES:
+            return p
+        if p not in self._masters:
+            self._masters[p] = p.detach().float()
+        return self._masters[p]
+
+    def _average(self, p: Tensor, index: int) -> Tensor:
+        averages = self._averages[index]
+        if p not in averages:
+            averages[p] = self._master(p).detach().clone()
+        return averages[p]
+
+    def _device_counts(self) -> Tensor:
+        if self._counts is None:
+            self._counts = torch.zeros(2, dtype=torch.int64, device=self._params()[0].device)
+        return self._counts
+
+    def _learning_rates(self) -> Tensor:
+        """fp64 (G,), in memory of its own, which a captured step reads again; written where an lr is a tensor or changed."""
+        values = [group["lr"] for group in self.param_groups]
+        if self._lr is None or len(self._lr) != len(values):
+            self._lr, self._known = torch.empty(len(values), dtype=torch.float64, device=self._params()[0].device), []
+        for i, (value, known) in enumerate(zip_longest(values, self._known)):
+            if isinstance(value, Tensor):
+                self._lr[i].copy_(value, non_blocking=True)
+            elif value != known:
+                self._lr[i].fill_(value)
+        self._known = values
+        return self._lr
+
+
+def laid_out(x: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of x on the device, in the memory format and the dtype of `like`."""
+    return torch.empty_like(like, dtype=dtype).copy_(x)

@@ -1,0 +1,208 @@
+"""AdamW with clipping of the gradient's norm, moving averages and low-precision copies of the weights, in place, for all the
+parameters of a model at once.
+
+s = min(1, clip / (‖g‖ + 1e-6)), ‖g‖ over all gradients              (torch.nn.utils.clip_grad_norm_), 1 without clip
+p = p (1 - lr weight_decay)                                          (AdamW, Loshchilov and Hutter, arXiv:1711.05101, algorithm 2)
+m = beta1 m + (1 - beta1) s g;   v = beta2 v + (1 - beta2) (s g)^2
+p = p - lr / (1 - beta1^t) · m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+a = d a + (1 - d) p, the n-th time with d = min(decay, n / (n + warmup)) (1 - 1/n)^exponent
+c = p
+
+Where ‖g‖ is not finite all stays as it is, and the step is counted as skipped. All that decides is on the device.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgen_kernels.checks import FLOATS
+from fastgen_kernels.dispatch import use_triton
+from fastgen_kernels.library import define
+
+
+class Settings(NamedTuple):
+    """Of a group of parameters."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+
+class Profile(NamedTuple):
+    """How an average forgets, d above: a decay that rises from 1 / (1 + warmup), or the exponent gamma + 1 of a power function
+    (EDM2, Karras et al. 2024, arXiv:2312.02696, section 3.1)."""
+
+    decay: float = 1.0
+    warmup: float = 0.0
+    exponent: float = 0.0
+
+
+def adamw_ema_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    counts: Tensor,
+    lr: Tensor,
+    settings: Sequence[Settings],
+    groups: Sequence[int],
+    *,
+    averages: Sequence[list[Tensor]] = (),
+    profiles: Sequence[Profile] = (),
+    copies: Sequence[Tensor] = (),
+    clip: float = 0.0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One step, in place, of the parameters that have gradients, which come first, and of the averages of all.
+
+    params: of one dtype, each without gaps in memory. grads, exp_avgs, exp_avg_sqs, steps: of the first of them; gradients of any
+    floating dtype and layout, which may be scaled in place; steps 0-dim fp32. averages: up to two lists as long as params, with a
+    profile each. copies: of the first parameters, in any floating dtype. Averages, exp_avgs and exp_avg_sqs have the dtype of the
+    parameters; they and the copies lie in memory as the parameters do.
+    counts: int64 (2,), of the steps made and of those skipped. lr: fp64 (G,), of each group, on the parameters' device. settings:
+    of each group. groups: of the parameters with gradients, the number of the group.
+    clip: the largest norm of the gradient; inf only checks that it is finite, 0 does not look at it. grad_scale: what the
+    gradients are to be divided by. found_inf: where it is not 0 the step is skipped; both 0-dim fp32, as torch.amp.GradScaler's.
+
+    Raises ValueError for what does not go together.
+    """
+    _check(params, grads, exp_avgs, exp_avg_sqs, steps, counts, lr, settings, groups, averages, profiles, copies)
+    if not params:
+        return
+    grads = [g if same_layout(g, p) else torch.empty_like(p, dtype=g.dtype).copy_(g) for g, p in zip(grads, params, strict=False)]
+    copies = list(copies)
+    state = params, grads, exp_avgs, exp_avg_sqs, steps
+    if params[0].dtype == torch.float32 and use_triton(params[0]):
+        first, second, *_ = (*averages, (), ())
+        numbers = list(chain(*settings)), groups, list(chain(*profiles)), clip
+        _adamw_ema_(*state, first, second, copies, counts, lr, *numbers, grad_scale, found_inf)
+    else:
+        adamw_ema_reference_(
+            *state, counts, lr, settings, groups, averages=averages, profiles=profiles, copies=copies, clip=clip,
+            grad_scale=grad_scale, found_inf=found_inf,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def adamw_ema_reference_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    counts: Tensor,
+    lr: Tensor,
+    settings: Sequence[Settings],
+    groups: Sequence[int],
+    *,
+    averages: Sequence[list[Tensor]],
+    profiles: Sequence[Profile],
+    copies: list[Tensor],
+    clip: float,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    grads = [g if g.dtype == p.dtype else g.to(p.dtype) for g, p in zip(grads, params, strict=False)]
+    if clip > 0:
+        norm = torch.nn.utils.get_total_norm(grads)
+        norm = norm if grad_scale is None else norm / grad_scale
+        infinite = (~norm.isfinite()).float()
+        found_inf = infinite if found_inf is None else infinite.maximum(found_inf)
+        divisor = ((norm + 1e-6) / clip).clamp(min=1).float()
+        grad_scale = divisor if grad_scale is None else grad_scale * divisor
+    if found_inf is not None:
+        found_inf = (found_inf != 0).float()  # a fused step is skipped at 1 alone
+    kept = torch.ones((), device=counts.device) if found_inf is None else 1 - found_inf
+    weights = [kept * (1 - decay_at(counts[0] + 1, profile)) for profile in profiles]
+    counts += torch.stack((kept, 1 - kept)).to(counts.dtype)
+
+    if steps:
+        torch._foreach_add_(steps, [kept] * len(steps))
+    lr = lr if lr.device.type == "cpu" else lr.float()  # as the fused step takes it there
+    for group, (beta1, beta2, eps, weight_decay) in enumerate(settings):
+        p, g, m, v, t = (
+            [x for x, of in zip(xs, groups, strict=False) if of == group] for xs in (params, grads, exp_avgs, exp_avg_sqs, steps)
+        )
+        torch._fused_adamw_(
+            p, g, m, v, [], t, lr=lr[group], beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+            amsgrad=False, maximize=False, grad_scale=grad_scale, found_inf=found_inf,
+        )  # fmt: skip
+    for average, weight in zip(averages, weights, strict=True):
+        torch._foreach_lerp_(average, params, [weight.to(params[0].dtype)] * len(params))
+    if copies:
+        torch._foreach_copy_(copies, params[: len(copies)])
+
+
+def decay_at(n: Tensor, profile: Profile) -> Tensor:
+    """d above, fp64, for the n-th update, counted from 1."""
+    n = n.double()
+    return (n / (n + profile.warmup)).clamp(max=profile.decay) * (1 - 1 / n) ** profile.exponent
+
+
+def same_layout(x: Tensor, y: Tensor) -> bool:
+    """Whether the elements of two tensors of one shape lie in the same order, with the same gaps."""
+    a, b = x.stride(), y.stride()
+    return a == b or all(s == t or n == 1 for s, t, n in zip(a, b, x.shape, strict=True))
+
+
+def _check(
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
+    steps: list[Tensor], counts: Tensor, lr: Tensor, settings: Sequence[Settings], groups: Sequence[int],
+    averages: Sequence[list[Tensor]], profiles: Sequence[Profile], copies: Sequence[Tensor],
+) -> None:  # fmt: skip
+    trained, dtype = len(grads), params[0].dtype if params else torch.float32
+    if len(averages) > 2 or len(profiles) != len(averages):
+        raise ValueError(
+            f"adamw_ema_: averages must be up to two lists, with a profile each, got {len(averages)} and {len(profiles)} profiles"
+        )
+    if not len(copies) <= trained <= len(params):
+        raise ValueError(
+            f"adamw_ema_: grads and copies must be of the first parameters, got {trained} grads and {len(copies)} copies of "
+            f"{len(params)} params"
+        )
+    if not trained == len(exp_avgs) == len(exp_avg_sqs) == len(steps) == len(groups):
+        raise ValueError(
+            f"adamw_ema_: exp_avgs, exp_avg_sqs, steps and groups must be as many as grads, {trained}, "
+            f"got {len(exp_avgs)}, {len(exp_avg_sqs)}, {len(steps)} and {len(groups)}"
+        )
+    for i, average in enumerate(averages):
+        if len(average) != len(params):
+            raise ValueError(f"adamw_ema_: averages[{i}] must be as many as params, {len(params)}, got {len(average)}")
+    if len(devices := {p.device for p in params}) > 1:
+        raise ValueError(f"adamw_ema_: params must be on one device, got {', '.join(sorted(map(str, devices)))}")
+    alike = [(p.numel(), p.stride()) for p in params]
+    for xs in (params, grads, exp_avgs, exp_avg_sqs, *averages, copies):
+        dtypes = FLOATS if xs is grads or xs is copies else (dtype,)
+        if [(x.numel(), x.stride()) for x in xs] == alike[: len(xs)] and {x.dtype for x in xs} <= {*dtypes}:
+            continue  # the usual, in little time
+        for x, p in zip(xs, params, strict=False):
+            if x.shape != p.shape or x.dtype not in dtypes or not (xs is grads or same_layout(x, p)):
+                raise ValueError(f"adamw_ema_: what belongs to a parameter must be like it, {_text(p)}, got {_text(x)}")
+    for name, x, shape, dtype in (("counts", counts, (2,), torch.int64), ("lr", lr, (len(settings),), torch.float64)):
+        if x.dtype != dtype or x.shape != shape:
+            raise ValueError(f"adamw_ema_: {name} must be {dtype} of shape {shape}, got {x.dtype} of shape {tuple(x.shape)}")
+
+
+def _text(x: Tensor) -> str:
+    return f"{x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}"
+
+
+def _launch(*arguments: Any) -> None:
+    from fastgen_kernels.adamw_ema_triton import launch
+
+    launch(*arguments)
+
+
+_adamw_ema_ = define(
+    "adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
+    "Tensor(e!)[] first, Tensor(f!)[] second, Tensor(g!)[] copies, Tensor(h!) counts, Tensor lr, float[] settings, int[] groups, "
+    "float[] profiles, float clip, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    _launch,
+    lambda *arguments: None,
+)
