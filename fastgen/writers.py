@@ -62,9 +62,7 @@ class WeightsAndBiases:
     """A W&B run with files under the run's folder `wandb`. W&B's own environment variables say where it goes: WANDB_PROJECT
     ("fastgen" unless set), WANDB_MODE=offline …
 
-    A run that goes on keeps its id, in the file `wandb-id`; W&B leaves out steps that it has.
-
-    Raises ValueError where W&B cannot start, as without a login."""
+    A run that goes on keeps its id, in the file `wandb-id`. Raises ValueError where W&B cannot start, as without a login."""
 
     def __init__(self, config: TrainConfig, out: Path, step: int):
         import wandb

@@ -54,6 +54,7 @@ def test_columns_are_found_by_their_features(form, resident, expected):
     assert (data.shape, len(data), data.classes, data.broken) == ((3, 4, 5), 10, NAMES, [])
     assert same(some(data, workers=0), expected)
     assert open_dataset(made(kind=None)).classes is None
+    assert open_dataset(made(picture=datasets.Image(mode="L"))).shape == (1, 4, 5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

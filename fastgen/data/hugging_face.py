@@ -31,6 +31,7 @@ class HuggingFaceSource:
         self.size, self.channels = size, channels
         self.image = _image_column(dataset.features, datasets.Image)
         self.label = _label_column(dataset.features, datasets.ClassLabel)
+        self.mode = dataset.features[self.image].mode
         columns = [self.image] if self.label is None else [self.image, self.label]
         # As bytes or a path: decoding them, `datasets` would download what lies elsewhere.
         dataset = dataset.with_format(None).select_columns(columns)
@@ -52,7 +53,7 @@ class HuggingFaceSource:
             raise ValueError(f"{self}: label {label} of row {index} is not one of {len(self.classes)} classes")
         try:
             with Image.open(_file(row[self.image])) as image:
-                return from_picture(image, self.size, self.channels), label
+                return from_picture(image.convert(self.mode) if self.mode else image, self.size, self.channels), label
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
 
@@ -113,7 +114,7 @@ def _image_column(features: Any, kind: type) -> str:
 
 
 def _label_column(features: Any, kind: type) -> str | None:
-    """The name of the column with this feature, None where there is none, and none that only lacks the feature."""
+    """The name of the column with this feature, None where there is none and none that should have it."""
     found = _columns(features, kind)
     if len(found) > 1:
         raise ValueError(
