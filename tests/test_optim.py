@@ -294,14 +294,12 @@ def test_averages_in_a_model():
         optimizer.load_ema_state_dict(net, {name: x for name, x in averages[0].items() if name != "3.bias"})
 
 
-P, SHARDED = [nn.Parameter(torch.ones(2))], [nn.Parameter(torch.ones(2))]
-SHARDED[0].placements = ()  # as a DTensor has
+P = [nn.Parameter(torch.ones(2))]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: AdamWEMA(SHARDED), "params: expected whole tensors, not .*, got 'Parameter'"),
         (lambda: AdamWEMA(P, clip=-1.0), "clip: expected a number from 0 on, got -1.0"),
         (lambda: AdamWEMA(P, ema=(0.9, 0.99, 0.999)), "ema: expected at most two decays or profiles"),
         (lambda: AdamWEMA(P, ema=1.0), r"decay: expected a number in \[0, 1\), got 1.0"),
