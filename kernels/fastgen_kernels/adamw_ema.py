@@ -135,7 +135,8 @@ def adamw_ema_reference_(
 
 
 def clipping(norm: Tensor, clip: float, grad_scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Tensor]:
-    """grad_scale and found_inf that clip gradients as they are, of which norm is the norm, besides what was given as these."""
+    """The grad_scale and found_inf of a step that clips: those given, with s above and whether ‖g‖ is finite. norm: that of the
+    gradients before they are divided by grad_scale."""
     norm = norm if grad_scale is None else norm / grad_scale
     infinite = (~norm.isfinite()).float()
     divisor = ((norm + 1e-6) / clip).clamp(min=1).float()
