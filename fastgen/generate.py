@@ -10,8 +10,9 @@ from fastgen.denoiser import Denoiser
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, philox_normal
 from fastgen.pixels import to_uint8
-from fastgen.samplers import SAMPLERS, uniform_times
+from fastgen.samplers import SAMPLERS, TIMES
 from fastgen.sampling import Sampling
+from fastgen.schedules import Schedule
 
 
 def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
@@ -40,10 +41,15 @@ def generate(
     """One sample of `shape` for each row of the key, uint8 (N, *shape), from noise by the sampler. Nothing in it waits for the
     device. callback(i, x, x0_hat): after each step."""
     draw = lookup("sampler", settings.sampler, SAMPLERS)
-    times = uniform_times(settings.steps, key.device)
+    times = grid(denoise.schedule, settings, key.device)
     noise = philox_normal((key.shape[0], *shape), at(key, stream=streams.START))
-    x = denoise.schedule.sigma(times[:1]) * noise  # (1,): as an index, a number on the device would be waited for
+    x = denoise.schedule.sigma(times[0]) * noise
     return to_uint8(draw(denoise, x, times, key=key, callback=callback))
+
+
+def grid(schedule: Schedule, settings: Sampling, device: torch.device) -> Tensor:
+    """The times of the sampler's steps, from 1 to 0: (steps + 1,)."""
+    return lookup("times", settings.times, TIMES)(schedule, settings.steps, device)
 
 
 def in_tiles(draw: Callable[[range], Tensor], samples: range, size: int) -> Tensor:

@@ -23,7 +23,7 @@ from fastgen.generate import generate, in_tiles, sample_labels
 from fastgen.interchange.description import multiple_of, unet_arguments
 from fastgen.interchange.scheduler_config import scheduler_of
 from fastgen.models import MODELS, VariationalAutoencoder
-from fastgen.samplers import SAMPLERS
+from fastgen.samplers import SAMPLERS, TIMES
 from fastgen.sampling import Sampling
 
 
@@ -68,6 +68,7 @@ class Run:
         expect("cuda_graph", cuda_graph, not cuda_graph or callback is None, "False with a callback, which a graph cannot call")
         options = Sampling(**settings)
         lookup("sampler", options.sampler, SAMPLERS)
+        lookup("times", options.times, TIMES)
         labels = sample_labels(n, self.num_classes, label, first)
         guided = options.guidance == 1 or labels is not None or guide is not None
         expect("guidance", options.guidance, guided, "1, since the model has no classes")

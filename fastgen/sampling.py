@@ -20,6 +20,8 @@ class Sampling:
     """Steps of the sampler."""
     sampler: str = "euler"
     """ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde or unipc."""
+    times: str = "uniform"
+    """Where the steps lie: uniform, quadratic, karras, log_snr or shifted."""
     seed: int = 0
     """Image i depends on the seed and i alone."""
 

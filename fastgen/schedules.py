@@ -129,7 +129,7 @@ class Discrete:
         """Of the chain whose log(alpha²) is linear between the grid's points, also where it is `stepwise`; 0 where no x0 is
         left."""
         log_alpha_bar, table = self._lookup(t), self._table(t.device, _at_least_fp32(t).dtype)
-        fall = len(self.betas) * -table.diff()[(self.level(t) - 1).clamp(min=0)]
+        fall = len(self.betas) * -table.diff().take((self.level(t) - 1).clamp(min=0))
         fall = torch.where(fall == math.inf, 0.0, fall)
         return fall * log_alpha_bar.exp() / torch.expm1(log_alpha_bar) ** 2
 
@@ -137,7 +137,7 @@ class Discrete:
         log_alpha_bar = F.logsigmoid(_at_least_fp32(log_snr))
         table = self._table(log_alpha_bar.device, log_alpha_bar.dtype)
         index = (torch.searchsorted(-table, -log_alpha_bar) - 1).clamp(0, len(self.betas) - 1)
-        left, right = table[index], table[index + 1]
+        left, right = table.take(index), table.take(index + 1)
         fraction = ((left - log_alpha_bar) / (left - right)).nan_to_num(1.0).clamp(0, 1)  # NaN: beta = 0, or -inf on either side
         return (index + fraction) / len(self.betas)
 
@@ -152,14 +152,14 @@ class Discrete:
         t = _at_least_fp32(t)
         table = self._table(t.device, t.dtype)
         if self.stepwise:
-            return table[self.level(t)]
+            return table.take(self.level(t))
         position = t * len(self.betas)
         # (i + 1) / T · T may miss i + 1 by the rounding of fp32; on the grid the schedule is exact.
         nearest = position.round()
         position = torch.where((position - nearest).abs() <= nearest * 2**-22, nearest, position)
         index = position.long().clamp(0, len(self.betas) - 1)
         fraction = position - index
-        left, right = table[index], table[index + 1]
+        left, right = table.take(index), table.take(index + 1)  # table[index] would wait for a single index
         # The last step of a zero-terminal-SNR chain goes to -inf, where lerp's 0 · inf would be NaN.
         between = torch.where(fraction == 0, left, left + fraction * (right - left))
         return torch.where(fraction == 1, right, between)

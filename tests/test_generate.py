@@ -10,7 +10,7 @@ import fastgen
 from fastgen import Diffusion, UNet
 from fastgen.functional import noise_key
 from fastgen.generate import generate, in_tiles, sample_labels
-from fastgen.samplers import SAMPLERS
+from fastgen.samplers import SAMPLERS, TIMES
 from fastgen.sampling import Sampling
 from tests import tiny_runs
 
@@ -40,6 +40,15 @@ def test_image_i_of_64_is_image_i_alone(sampler):
     for i in (0, 17, 63):
         alone = draw(Diffusion("cosine", "v").denoiser(net, label=torch.tensor([i % 10]), guidance=2.0), range(i, i + 1))
         assert (alone.int() - together[i : i + 1].int()).abs().max() <= 1  # convolutions of another batch round otherwise
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_steps_lie_where_the_settings_say(times):
+    seen = []
+    diffusion = Diffusion("cosine", "v")
+    denoise = diffusion.denoiser(lambda x, t, label, context: seen.append(t[0].item()) or x)
+    generate(denoise, (1, 4, 4), noise_key(2, samples=1), Sampling(times=times, steps=4))
+    assert seen == pytest.approx(TIMES[times](diffusion.schedule, 4)[:-1].tolist())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 
 diffusers = pytest.importorskip("diffusers")
 
+from diffusers.models.resnet import ResnetBlock2D  # noqa: E402
+
+import fastgen  # noqa: E402
 from fastgen import DiffusersUNet, Diffusion, DiffusionObjective, samplers  # noqa: E402
 from fastgen.functional import noise_key  # noqa: E402
 from tests import tiny_diffusers  # noqa: E402
@@ -49,6 +52,18 @@ def test_it_is_the_model_of_diffusers():
     assert torch.equal(net(X, T), expected)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(other(X, T), expected)
+
+
+def test_optimized_it_is_the_same_and_is_written_the_same(tmp_path):
+    net = DiffusersUNet(tiny_diffusers.unet(), DDPM)
+    expected = net(X, T)
+    assert "ResnetBlock2D" in {entry.kind for entry in fastgen.optimize(net).changed}
+    torch.testing.assert_close(net(X, T), expected)
+    net.save_pretrained(tmp_path)
+    again = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet")
+    assert type(again) is diffusers.UNet2DModel
+    assert type(again.down_blocks[0].resnets[0]) is ResnetBlock2D
+    torch.testing.assert_close(DiffusersUNet(again, DDPM)(X, T), expected)
 
 
 def test_labels_with_a_null_label():

@@ -1,5 +1,6 @@
 """Changing images by noising them and drawing on (SDEdit, Meng et al. 2022, arXiv:2108.01073, algorithm 1)."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -8,9 +9,10 @@ from fastgen import streams
 from fastgen.applications.batches import Callback, Label, check_images, in_batches
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, q_sample
+from fastgen.generate import grid
 from fastgen.pixels import from_uint8, to_uint8
 from fastgen.run import Run
-from fastgen.samplers import SAMPLERS, uniform_times
+from fastgen.samplers import SAMPLERS
 from fastgen.sampling import Sampling
 
 
@@ -33,13 +35,14 @@ def edit(
     check_images("images", images, run.shape)
     options = Sampling(**settings)
     sampler = lookup("sampler", options.sampler, SAMPLERS)
-    times = strength * uniform_times(steps_of(strength, options.steps), run.device)
+    fewer = replace(options, steps=steps_of(strength, options.steps))
 
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         denoise = run.denoiser(label, options, guide=guide)
         if strength == 0:
             return images[rows]
-        alpha, sigma = (f(times[:1]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
+        times = strength * grid(denoise.schedule, fewer, run.device)
+        alpha, sigma = (f(times[0]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
         x0 = from_uint8(images[rows].to(run.device))
         x = q_sample(x0, alpha, sigma, key=at(key, stream=streams.START), target=None)
         return to_uint8(sampler(denoise, x, times, key=key, callback=callback))

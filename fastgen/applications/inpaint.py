@@ -10,9 +10,10 @@ from fastgen.applications.batches import Callback, Label, check_images, in_batch
 from fastgen.conditions import Hole, with_hole
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, philox_normal
+from fastgen.generate import grid
 from fastgen.pixels import from_uint8, to_uint8
 from fastgen.run import Run
-from fastgen.samplers import SAMPLERS, uniform_times
+from fastgen.samplers import SAMPLERS
 from fastgen.sampling import Sampling
 from fastgen.schedules import Schedule
 
@@ -45,15 +46,15 @@ def inpaint(
     expect("hole", f"{str(hole.dtype).removeprefix('torch.')} {tuple(hole.shape)}", fits, f"bool {expected}")
     options = Sampling(**settings)
     sampler = lookup("sampler", options.sampler, SAMPLERS)
-    times = uniform_times(options.steps, run.device)
 
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         image, missing = images[rows].to(run.device), hole[rows].to(run.device)
         x0 = from_uint8(image)
         beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
         denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
-        x = denoise.schedule.sigma(times[:1]) * philox_normal(x0.shape, at(key, stream=streams.START))
-        x = x + denoise.schedule.alpha(times[:1]) * x0.masked_fill(missing, 0)
+        times = grid(denoise.schedule, options, run.device)
+        x = denoise.schedule.sigma(times[0]) * philox_normal(x0.shape, at(key, stream=streams.START))
+        x = x + denoise.schedule.alpha(times[0]) * x0.masked_fill(missing, 0)
         x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
         return torch.where(missing, to_uint8(x), image)
 

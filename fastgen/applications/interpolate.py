@@ -9,9 +9,10 @@ from fastgen.applications.batches import Callback, check_images, in_batches
 from fastgen.denoiser import Denoiser
 from fastgen.errors import expect
 from fastgen.functional import sampler_step
+from fastgen.generate import grid
 from fastgen.pixels import from_uint8, to_uint8
 from fastgen.run import Run
-from fastgen.samplers import ddim, uniform_times
+from fastgen.samplers import ddim
 from fastgen.sampling import Sampling
 
 
@@ -38,18 +39,19 @@ def interpolate(
     check_images("b", b[None], run.shape)
     options = Sampling(**settings)
     expect("sampler", options.sampler, options.sampler in ("ddim", "euler"), "ddim, the one that is followed backwards")
-    times = uniform_times(options.steps, run.device)
     weights = torch.linspace(0, 1, n, device=run.device)
 
     def ends(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         x0 = from_uint8(torch.stack([a, b])[rows].to(run.device))
-        return invert(run.denoiser(label, options, guide=guide), x0, times)
+        denoise = run.denoiser(label, options, guide=guide)
+        return invert(denoise, x0, grid(denoise.schedule, options, run.device))
 
     noise = in_batches(run, 2, label, options.seed, batch_size, ends).to(run.device)
 
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         x = slerp(noise[:1], noise[1:], weights[rows])
-        return to_uint8(ddim(run.denoiser(label, options, guide=guide), x, times, callback=callback))
+        denoise = run.denoiser(label, options, guide=guide)
+        return to_uint8(ddim(denoise, x, grid(denoise.schedule, options, run.device), callback=callback))
 
     return in_batches(run, n, label, options.seed, batch_size, draw)
 
