@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 import fastgen
 from fastgen import streams
-from fastgen.ema import EMA
 from fastgen.functional import at, noise_key
+from fastgen.optim import AdamWEMA
 
 # Training needs packages that the ops do without.
 train_step, augment = pytest.importorskip("fastgen.train").train_step, pytest.importorskip("fastgen.data.augment").augment
@@ -58,12 +58,11 @@ def fastgen_step(images, precision):
     model = fastgen.UNet(images.shape[1], channels=64, multipliers=(1, 2), blocks=2, attention_levels=(1,), head_dim=32)
     model.to(DEVICE)
     objective = fastgen.DiffusionObjective(model, fastgen.Diffusion("linear", "eps"))
-    optimizer, ema = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), EMA(model, 0.9999)
+    optimizer = AdamWEMA(model.parameters(), 1e-4, clip=1.0, ema=0.9999)
 
     def step():
         key = noise_key(0, streams.NOISE, 0, len(images), DEVICE)
-        train_step(objective, optimizer, images, None, key, clip=1.0, precision=precision)
-        ema.update(model, 0)
+        train_step(objective, optimizer, images, None, key, precision=precision)
 
     return model, step
 
@@ -118,8 +117,7 @@ def fastgen_vae_epoch(images, precision="auto", shift=0, decay=None):
     """The same epoch by fastgen's step; with `shift` and `decay` it has the augmentation and the EMA of the preset mnist-vae."""
     model = fastgen.VAE(784, 16)
     objective = fastgen.VAEObjective(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-    ema = None if decay is None else EMA(model, decay)
+    optimizer = AdamWEMA(model.parameters(), 1e-3, weight_decay=0.0, ema=() if decay is None else decay)
     batches = fastgen.open_dataset(images).batches(128)
 
     def epoch():
@@ -128,8 +126,6 @@ def fastgen_vae_epoch(images, precision="auto", shift=0, decay=None):
             key = noise_key(0, streams.NOISE, i, 128)
             x = augment(x, at(key, stream=streams.AUGMENT), shift=shift)
             train_step(objective, optimizer, x, None, key, precision=precision)
-            if ema is not None:
-                ema.update(model, i)
 
     return epoch
 

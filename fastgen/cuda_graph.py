@@ -1,46 +1,100 @@
-"""Work on a GPU recorded as one CUDA graph: launched at once, however many kernels it has."""
+"""Work on a GPU recorded as one CUDA graph: a training step's thousand launches, or a sampler's, for the price of one."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fastgen.errors import expect
+from fastgen.ranks import world
+
+if TYPE_CHECKING:
+    from fastgen.config import TrainConfig
+
+WARM_UP = 3
+
 
 class Graphed:
-    """function(*inputs) -> tensor, where inputs are tensors on the GPU, or None. The first call runs the function and records it;
-    inputs of the same shapes are then replayed, others run the function. What a replay returns is overwritten by the next.
+    """function(*inputs) -> tensor, recorded once and replayed.
 
-    The function must not wait for the device, and must enter autocast itself: copies of weights that autocast keeps outside of
-    the recording would be gone at the replay."""
+    inputs: tensors on the GPU, or None; others than of the shapes that were recorded run the function as it is. All else that it
+    reads must lie in tensors that stay where they are, and change there: weights, the optimizer's state and learning rate; a
+    key's step is in the key. The result is a copy. The function must not wait for the device. It must enter autocast itself:
+    copies of weights that autocast keeps outside of the recording would be gone at the replay. Gradients must be None before and
+    after, so that they lie in the graph's own memory.
 
-    def __init__(self, function: Callable[..., Tensor]):
-        self.function = function
-        self.graph: torch.cuda.CUDAGraph | None = None
+    The first `warm_up` calls run the function as it is, on a side stream: what happens once, such as making the optimizer's state
+    and compiling and tuning kernels, is not to be recorded.
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *, warm_up: int = 1):
+        self._function, self._to_warm_up = function, warm_up
+        self._inputs: list[Tensor | None] = []
+        self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
-        if self.graph is None:
-            self._record(inputs)
-        if [_shape(x) for x in inputs] != [_shape(x) for x in self.inputs]:
-            return self.function(*inputs)
-        for kept, x in zip(self.inputs, inputs, strict=True):
-            if kept is not None and x is not None:
-                kept.copy_(x)
-        assert self.graph is not None
-        self.graph.replay()
-        return self.output
-
-    def _record(self, inputs: tuple[Tensor | None, ...]) -> None:
-        self.inputs = [None if x is None else x.clone() for x in inputs]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # what happens at the first call alone, such as choosing tiles, is not to be recorded
-            self.function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.output = self.function(*self.inputs)
-        self.graph = graph
+        if self._to_warm_up > 0:
+            self._to_warm_up -= 1
+            return on_side_stream(lambda: self._function(*inputs))
+        if self._replay is None:
+            self._inputs = [None if x is None else x.clone() for x in inputs]
+            self._replay = capture(lambda: self._function(*self._inputs))
+        if [_shape(x) for x in inputs] != [_shape(x) for x in self._inputs]:
+            return self._function(*inputs)
+        for static, x in zip(self._inputs, inputs, strict=True):
+            if static is not None and x is not None:
+                static.copy_(x)
+        return self._replay().clone()
 
 
 def _shape(x: Tensor | None) -> torch.Size | None:
     return None if x is None else x.shape
+
+
+def on_side_stream(function: Callable[[], Tensor]) -> Tensor:
+    """function(), as it will be captured: on another stream than the default one, between what was and will be asked of that."""
+    stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(stream)
+    with torch.cuda.stream(side):
+        result = function()
+    stream.wait_stream(side)
+    result.record_stream(stream)
+    return result
+
+
+def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A function that does again, on the same memory, what function() asks of the GPU, and returns the same tensor each time.
+    Nothing is computed yet. The default generator of the device goes on from replay to replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a thread may be pinning the next batch meanwhile
+        result = function()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def use_graph(config: "TrainConfig", device: torch.device) -> bool:
+    """Whether a training step is to be a graph: for "auto" where nothing stands against it. Raises ValueError for "on" where it
+    does."""
+    against = _obstacle(config, device)
+    expect("cuda_graph", config.cuda_graph, config.cuda_graph != "on" or against is None, f"auto or off: {against}")
+    return config.cuda_graph != "off" and against is None
+
+
+def _obstacle(config: "TrainConfig", device: torch.device) -> str | None:
+    from fastgen.config import DiffusersConfig  # needs tyro, which what is drawn as a graph does without
+
+    if device.type != "cuda":
+        return "the device is no GPU"
+    if world() > 1:
+        return "several ranks exchange gradients, which is not captured"
+    if isinstance(config.model, DiffusersConfig):
+        return "the UNet is not fastgen's own, and may wait for the host"
+    if getattr(config.model, "checkpointing", False):
+        return "checkpointing saves the generators' state on the host"
+    return None

@@ -76,7 +76,7 @@ def local(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A value, the same on every rank, with the parameter's device, memory format and shards."""
+    """A value, the same on every rank, with its own dtype and the parameter's device, memory format and shards."""
     if isinstance(parameter, DTensor):
         value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return torch.empty_like(parameter).copy_(value)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

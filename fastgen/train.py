@@ -1,5 +1,6 @@
 """The recipe of training, read top to bottom: data, loss, backward, step, EMA."""
 
+import copy
 import math
 import os
 import sys
@@ -18,21 +19,21 @@ from fastgen.allocator import keep_freed_memory
 from fastgen.conditions import make_condition
 from fastgen.config import DiffusersConfig, TrainConfig
 from fastgen.config_file import save_yaml
+from fastgen.cuda_graph import WARM_UP, Graphed, use_graph
 from fastgen.data import ImageDataset, open_dataset
 from fastgen.data.augment import augment
 from fastgen.data.held_out import open_held_out
 from fastgen.data.unlabelled import Unlabelled
 from fastgen.device import autocast, place, resolve_device, resolve_precision
-from fastgen.ema import EMA
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
-from fastgen.graph import GraphedStep, use_graph
 from fastgen.interchange.init_from import starting_from
 from fastgen.interchange.weights import load_weights
 from fastgen.interruption import Interruption
 from fastgen.metrics_log import plot_loss
 from fastgen.models import MODELS, VariationalAutoencoder
 from fastgen.objectives import DiffusionObjective, VAEObjective
+from fastgen.optim import AdamWEMA
 from fastgen.preview import Preview
 from fastgen.progress import Progress, expect_finite
 from fastgen.ranks import Vote, barrier, expect_own_device, joined, mark, mean, rank, restarted, world
@@ -94,30 +95,28 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         load_weights(model, init_from, description)
     shards = config.shard and world() > 1
     model = place(model, device, channels_last=not shards)  # FSDP2 takes no other strides
-    ema = EMA(model, config.ema)
+    averaged = copy.deepcopy(model).eval().requires_grad_(False)  # what is drawn from
     if shards:
-        shard(ema.model, device, free=False)
+        shard(averaged, device, free=False)
     objective = make_objective(config, model)
     if config.compile:
         objective.compile()
     objective = distribute(objective, device, shards=shards)
     lr = torch.tensor(config.lr, device=device)  # where a CUDA graph can read it
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr, config.betas, weight_decay=config.weight_decay, fused=True, capturable=graphed
-    )
+    optimizer = AdamWEMA(model.parameters(), lr, config.betas, weight_decay=config.weight_decay, clip=config.clip, ema=config.ema)
     precision = resolve_precision(device, config.precision)
     scaler = GradScaler(device.type, enabled=precision == "fp16")
     if rank() > 0:
         torch.manual_seed(config.seed + rank())  # of dropout, which is to differ
 
-    step = restore_state(out, model, ema, optimizer, description, scaler) if resume else claim(out)
+    step = restore_state(out, model, optimizer, description, scaler) if resume else claim(out)
     saved = step if resume else None
     if rank() == 0:
         save_yaml(config, out / "config.yaml")
         mark(out)
         report_broken(data)
     reported = len(data.broken)
-    preview = Preview(config, out / "samples", ema.model, make_objective(config, ema.model).eval(), data, held_out, device)
+    preview = Preview(config, out / "samples", averaged, make_objective(config, averaged).eval(), data, held_out, device)
     rows = config.batch_size // world()
     samples = range(rank() * rows, (rank() + 1) * rows)  # of each batch
     batches = data.batches(
@@ -130,24 +129,19 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         world=world(),
     )
 
-    one = torch.ones((), device=device)
-
     def update(image: Tensor, label: Tensor | None, key: Tensor) -> Tensor:
         """The loss and the step that follows from it, of the weights and their average: all that a CUDA graph records."""
         image = augment(image, at(key, stream=streams.AUGMENT), flip=config.data.flip, shift=config.data.shift)
-        scale = scaler.scale(one)
-        settings: dict[str, Any] = {"accumulation": config.accumulation, "clip": config.clip}
-        loss = train_step(objective, optimizer, image, label, key, precision=precision, scaler=scaler, **settings)
-        ema.update(model, key[0, 2], kept=scaler.scale(one) >= scale)  # it falls with a step that was skipped
-        return loss
+        settings: dict[str, Any] = {"accumulation": config.accumulation, "precision": precision, "scaler": scaler}
+        return train_step(objective, optimizer, image, label, key, **settings)
 
     def save() -> None:
         progress.settle()
         if losses:
             expect_finite(mean(torch.stack(losses).mean()).item(), step)
-        save_state(out, step, model, ema, optimizer, description, config.keep, scaler)
+        save_state(out, step, model, optimizer, description, config.keep, scaler)
 
-    run_step = GraphedStep(update) if graphed else update
+    run_step = Graphed(update, warm_up=WARM_UP) if graphed else update
     losses: list[Tensor] = []
     stop, vote = 0, Vote()
     with Interruption() as interruption, closing(Progress(out, step, config)) as progress:
@@ -165,7 +159,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
                 losses = []
 
             if step % config.sample_every == 0 or step == config.steps:
-                with gathered(ema.model):
+                averaged.load_state_dict(optimizer.ema_state_dict(model))
+                with gathered(averaged):
                     progress.write(step=step, **(preview(step) if rank() == 0 else {}))
 
             if step % config.checkpoint_every == 0:
@@ -198,9 +193,10 @@ def train_step(
     """One optimizer step on the batch's mean loss, which is returned, 0-dim fp32, without waiting for the device.
 
     x: (N, ...) as the objective takes it. label: (N,) or None. key: (N, 4), what the objective draws from. accumulation: parts
-    that the batch is computed in, one after another. clip: the largest norm of the gradient, 0 for none. precision: "auto",
-    "bf16", "fp16" or "fp32", see `fastgen.device.resolve_precision`. scaler: scales the gradients of fp16, which would underflow,
-    and skips a step where they are not finite; without one "auto" is never fp16. Raises ValueError for "fp16" without one.
+    that the batch is computed in, one after another. clip: the largest norm of the gradient, 0 for none or where the optimizer
+    clips. precision: "auto", "bf16", "fp16" or "fp32", see `fastgen.device.resolve_precision`. scaler: scales the gradients of
+    fp16, which would underflow, and skips a step where they are not finite; without one "auto" is never fp16. Raises ValueError
+    for "fp16" without one.
     """
     if scaler is None:
         expect("scaler", scaler, precision != "fp16", "a torch.amp.GradScaler with precision fp16")

@@ -1,6 +1,7 @@
 """Everything that training goes on from, to and from a run's checkpoints."""
 
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from fastgen import checkpoint
-from fastgen.ema import EMA
+from fastgen.optim import AdamWEMA
 from fastgen.ranks import everyones, rank
 from fastgen.run import find_checkpoint
 from fastgen.sharding import laid_out_as, whole
@@ -19,8 +20,7 @@ def save_state(
     out: Path,
     step: int,
     model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamWEMA,
     description: dict[str, Any],
     keep: int,
     scaler: GradScaler | None = None,
@@ -29,7 +29,7 @@ def save_state(
     must call it; the first one writes, the same files for any number of them but for the generators' states."""
     tensors = {
         "model": whole(model.state_dict()),
-        "ema": whole(ema.model.state_dict()),
+        "ema": whole(optimizer.ema_state_dict(model)),
         "rng": _rng_states(),
         "optimizer": whole(_optimizer_tensors(model, optimizer)),
     }
@@ -46,13 +46,12 @@ def save_state(
 def restore_state(
     out: Path,
     model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamWEMA,
     description: dict[str, Any],
     scaler: GradScaler | None = None,
 ) -> int:
-    """Puts the last checkpoint of the run `out` into model, average, optimizer, torch's generators and, where it was saved with
-    one, the gradient scaler; returns its step. Every rank must call it, with any number of them.
+    """Puts the last checkpoint of the run `out` into model, optimizer with its average, torch's generators and, where it was
+    saved with one, the gradient scaler; returns its step. Every rank must call it, with any number of them.
 
     Raises ValueError where there is none, it is corrupt, or it is of another model or other data."""
     folder = find_checkpoint(out)
@@ -60,39 +59,41 @@ def restore_state(
     for name, value in description.items():
         if saved.get(name) != value:
             raise ValueError(f"resume: expected the run's own {name} {saved.get(name)}, got {value}")
-    _load_weights(model, checkpoint.load_tensors(folder, "model"))
-    _load_weights(ema.model, checkpoint.load_tensors(folder, "ema"))
-    _load_optimizer(model, optimizer, checkpoint.load_tensors(folder, "optimizer"))
+    model.load_state_dict(_laid_out(model, checkpoint.load_tensors(folder, "model")))
+    _load_optimizer(model, optimizer, checkpoint.load_tensors(folder, "optimizer"), int(folder.name))
+    optimizer.load_ema_state_dict(model, _laid_out(model, checkpoint.load_tensors(folder, "ema")))
     _set_rng_state(checkpoint.load_tensors(folder, "rng"))
     if scaler is not None and scaler.is_enabled() and (folder / "scaler.json").exists():
         scaler.load_state_dict(checkpoint.load_document(folder, "scaler"))
     return int(folder.name)
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state with the parameters' names: "exp_avg:stem.weight" and so on."""
-    return {
-        f"{kind}:{name}": value
-        for name, parameter in model.named_parameters()
-        for kind, value in optimizer.state[parameter].items()
-    }
+def _optimizer_tensors(model: nn.Module, optimizer: AdamWEMA) -> dict[str, Tensor]:
+    """The optimizer's state with the parameters' names, "exp_avg:stem.weight" and so on, and "counts"."""
+    state, names = optimizer.state_dict(), [name for name, _ in model.named_parameters()]
+    moments = {f"{kind}:{names[i]}": value for i, values in state["state"].items() for kind, value in values.items()}
+    return moments | {f"master:{names[i]}": value for i, value in state["masters"].items()} | {"counts": state["counts"]}
 
 
-def _load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _laid_out(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     own = model.state_dict()
-    model.load_state_dict({name: laid_out_as(own[name], value) if name in own else value for name, value in tensors.items()})
+    return {name: laid_out_as(own[name], value) if name in own else value for name, value in tensors.items()}
 
 
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(model: nn.Module, optimizer: AdamWEMA, tensors: dict[str, Tensor], step: int) -> None:
+    """step: what older checkpoints, which have no counts, are taken to have made."""
     parameters = dict(model.named_parameters())
     index = {name: i for i, name in enumerate(parameters)}
-    state: dict[int, dict[str, Tensor]] = {}
+    counts = tensors.pop("counts", torch.tensor([step, 0]))
+    kinds: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
         kind, name = key.split(":", 1)
-        if value.shape == parameters[name].shape:
-            value = laid_out_as(parameters[name], value)  # its memory format too: a fused step needs the same
-        state.setdefault(index[name], {})[kind] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        same = value.shape == parameters[name].shape
+        kinds[kind][index[name]] = laid_out_as(parameters[name], value) if same else value
+    masters = kinds.pop("master", {})
+    state = {i: {kind: values[i] for kind, values in kinds.items()} for i in kinds["step"]}
+    beside = {"param_groups": optimizer.state_dict()["param_groups"], "masters": masters, "counts": counts}
+    optimizer.load_state_dict({"state": state} | beside)
 
 
 def _rng_states() -> dict[str, Tensor]:

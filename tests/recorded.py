@@ -56,7 +56,7 @@ def tensors(tree) -> list[Tensor]:
 
 
 def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`fastgen.graph.capture` for the CPU: recording leaves all as it was, as if nothing had been computed, and every replay
+    """`fastgen.cuda_graph.capture` for the CPU: recording leaves all as it was, as if nothing had been computed, and every replay
     returns the same memory."""
     generator = torch.get_rng_state()
     with Recorder() as recorder:

@@ -1,24 +1,21 @@
-"""Drawing as one CUDA graph. It imports what is there wherever torch is, since GPU tests are run without further packages."""
+"""Work as one CUDA graph. It imports what is there wherever torch is, since GPU tests are run without further packages."""
+
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
-from fastgen.cuda_graph import Graphed
+from fastgen.cuda_graph import Graphed, use_graph
 from fastgen.denoiser import Denoiser
 from fastgen.functional import group_norm, noise_key
 from fastgen.generate import generate
 from fastgen.samplers import SAMPLERS
 from fastgen.sampling import Sampling
 from fastgen.schedules import SCHEDULES
+from tests import recorded
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class PredictsX0:
@@ -40,6 +37,8 @@ class Net(nn.Module):
         return self.head(group_norm(h, 8, activation="silu"))
 
 
+@pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_replay_draws_what_is_drawn_without(sampler, autocast):
@@ -59,6 +58,8 @@ def test_a_replay_draws_what_is_drawn_without(sampler, autocast):
         assert (replayed.int() - draw(key, label).int()).abs().max() <= 1
 
 
+@pytest.mark.gpu
+@needs_gpu
 def test_a_replay_takes_new_inputs_and_other_shapes_run_without():
     calls = []
 
@@ -70,4 +71,57 @@ def test_a_replay_takes_new_inputs_and_other_shapes_run_without():
     for shape in ((3,), (3,), (2,), (3,)):
         x = torch.randn(shape, device="cuda")
         torch.testing.assert_close(graphed(x, None), 2 * x)
-    assert calls == [(3,), (3,), (2,)]  # once before recording, once recorded, once without
+    assert calls == [(3,), (3,), (2,)]  # once to warm up, once recorded, once without
+
+
+@pytest.mark.parametrize("warm_up", [0, 1, 3])
+def test_a_graph_is_fed_copies_and_gives_copies(warm_up, monkeypatch):
+    """It is recorded once, after the warm-up; inputs of other shapes, or absent, run without it."""
+    monkeypatch.setattr("fastgen.cuda_graph.on_side_stream", lambda function: function())
+    captured, calls = [], []
+    monkeypatch.setattr("fastgen.cuda_graph.capture", lambda function: captured.append(1) or recorded.capture(function))
+
+    def function(x, label, key):
+        calls.append(len(x))
+        return (x * 2 + key).sum() if label is None else label.sum()
+
+    graphed = Graphed(function, warm_up=warm_up)
+    inputs = [(torch.full((3,), float(i)), None, torch.ones(3)) for i in range(6)]
+    results = [graphed(*row) for row in inputs]
+    assert calls == [3] * (warm_up + 1)
+    assert graphed(torch.zeros(2), None, torch.ones(2)) == 2
+    assert graphed(torch.zeros(3), torch.ones(3), torch.ones(3)) == 3
+    assert graphed(*inputs[1]) == 9
+    assert calls == [3] * (warm_up + 1) + [2, 3]
+    assert [r.item() for r in results] == [3 * (2 * i + 1) for i in range(6)]
+    assert [x.tolist() for x, _, _ in inputs] == [[float(i)] * 3 for i in range(6)]
+    assert captured == [1]
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "device", "ranks", "reason"),
+    [
+        ("UNetConfig", {}, "cpu", 1, "the device is no GPU"),
+        ("UNetConfig", {}, "cuda", 2, "several ranks"),
+        ("UNetConfig", {"checkpointing": True}, "cuda", 1, "checkpointing"),
+        ("DiffusersConfig", {}, "cuda", 1, "not fastgen's own"),
+        ("UNetConfig", {}, "cuda", 1, None),
+        ("VAEConfig", {}, "cuda", 1, None),
+    ],
+)
+def test_where_a_step_can_be_a_graph(model, settings, device, ranks, reason, monkeypatch):
+    pytest.importorskip("tyro")
+    from fastgen import config
+
+    monkeypatch.setattr("fastgen.cuda_graph.world", lambda: ranks)
+    diffusion = None if model == "VAEConfig" else config.DiffusionConfig()
+    given = config.TrainConfig(config.DataConfig("digits"), getattr(config, model)(**settings), diffusion)
+    auto, on, off = (dataclasses.replace(given, cuda_graph=choice) for choice in ("auto", "on", "off"))
+    device = torch.device(device)
+    assert use_graph(auto, device) == (reason is None)
+    assert not use_graph(off, device)
+    if reason is None:
+        assert use_graph(on, device)
+    else:
+        with pytest.raises(ValueError, match=f"cuda_graph: expected auto or off: .*{reason}.*, got 'on'"):
+            use_graph(on, device)

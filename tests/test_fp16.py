@@ -14,6 +14,7 @@ from fastgen.config_file import load_yaml
 from fastgen.device import autocast, resolve_precision
 from fastgen.functional import noise_key
 from fastgen.metrics_log import read_metrics
+from fastgen.optim import AdamWEMA
 from fastgen.train import train, train_step
 from tests import tiny_runs
 
@@ -57,6 +58,25 @@ def test_a_step_that_overflows_is_skipped_and_halves_the_scale(fused, clip):
     step(objective, optimizer, scaler, clip)
     assert not torch.equal(objective.weight, before[0])
     assert scaler.get_scale() == 2.0**14
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_adamw_ema_is_told_scale_and_overflow(clip, monkeypatch):
+    """The scaler neither unscales the gradients nor is its scale read."""
+    plain = Objective()
+    adamw = torch.optim.AdamW(plain.parameters(), 0.1)
+    for _ in range(2):
+        step(plain, adamw, None, clip)
+
+    monkeypatch.setattr(GradScaler, "unscale_", lambda *a: pytest.fail("unscaled"))
+    objective, scaler = Objective(), GradScaler("cpu", init_scale=2.0**15)
+    optimizer = AdamWEMA(objective.parameters(), 0.1, clip=clip, ema=0.5)
+    for slope in (1.0, 1e36, 1.0):
+        objective.slope = slope
+        step(objective, optimizer, scaler)
+    assert scaler.get_scale() == 2.0**14
+    assert [int(optimizer.updates), int(optimizer.skipped)] == [2, 1]
+    torch.testing.assert_close(objective.weight, plain.weight)
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
@@ -157,19 +177,24 @@ def test_a_skipped_step_counts_and_leaves_weights_and_average(monkeypatch, tmp_p
     saved = [checkpoint.at_step(tmp_path / "run" / "checkpoints", step) for step in (1, 4)]
     for name in ("model", "ema", "optimizer"):
         first, last = (checkpoint.load_tensors(folder, name) for folder in saved)
+        if name == "optimizer":
+            assert [tensors.pop("counts").tolist() for tensors in (first, last)] == [[0, 1], [0, 4]]
         assert all(torch.equal(first[key], last[key]) for key in first)
     model, ema = (checkpoint.load_tensors(saved[0], name) for name in ("model", "ema"))
     assert all(torch.equal(model[key], ema[key]) for key in model)
 
 
 def test_the_average_takes_in_no_step_that_was_skipped(monkeypatch, tmp_path):
-    """The first step overflows; the two that follow it do not."""
-    updates = []
-    monkeypatch.setattr("fastgen.train.EMA.update", lambda self, model, step, kept: updates.append((int(step), bool(kept))))
+    """The first step overflows; the one that follows is the average's first."""
     steep = {"init_scale": 2.0**120, "backoff_factor": 2.0**-110}
     monkeypatch.setattr("fastgen.train.GradScaler", lambda *a, **k: GradScaler(*a, **k, **steep))
-    train(dataclasses.replace(FP16, steps=3), tmp_path / "run")
-    assert updates == [(0, False), (1, True), (2, True)]
+    train(dataclasses.replace(FP16, steps=2, checkpoint_every=1, ema=0.5), tmp_path / "run")
+    first, last = (checkpoint.at_step(tmp_path / "run" / "checkpoints", step) for step in (1, 2))
+    before, after, average = (checkpoint.load_tensors(*of) for of in ((first, "model"), (last, "model"), (last, "ema")))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    for key, weight in after.items():
+        torch.testing.assert_close(average[key], 0.1 * before[key] + 0.9 * weight)
+    assert checkpoint.load_tensors(last, "optimizer")["counts"].tolist() == [1, 1]
 
 
 def test_other_precisions_save_no_scaler_and_may_go_on_as_fp16(tmp_path):

@@ -4,8 +4,11 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgen.optim import AdamWEMA, Profile, constant, power
@@ -245,6 +248,47 @@ def test_closure_and_schedulers():
     assert next(net.parameters()).equal(after)
 
 
+@pytest.fixture
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shards(dtype, mesh):
+    """DTensors give the numbers of whole tensors: clipped, scaled, skipped, averaged, saved and restored."""
+
+    def sharded(x):
+        return distribute_tensor(x.detach().clone(), mesh, [Shard(0)])
+
+    net = make_net().to(dtype)
+    shards = nn.ParameterList([sharded(p) for p in net.parameters()])
+    settings = {"clip": 0.1, "ema": (0.9, power(0.1))}
+    plain, optimizer = AdamWEMA(net.parameters(), 1e-2, **settings), AdamWEMA(shards, 1e-2, **settings)
+    for step in range(4):
+        backward(net, step, size=torch.nan if step == 1 else 8.0)
+        for p, shard in zip(net.parameters(), shards, strict=True):
+            shard.grad = sharded(p.grad)
+        for adamw in (plain, optimizer):
+            adamw.grad_scale, adamw.found_inf = torch.tensor(8.0), torch.tensor(float(step == 2))
+            adamw.step()
+        if step == 0:
+            state = optimizer.state_dict()
+            optimizer = AdamWEMA(shards, 1e-2, **settings)
+            optimizer.load_state_dict(state)
+    assert [int(optimizer.updates), int(optimizer.skipped)] == [2, 2]
+    weights = [p.detach().clone() for p in net.parameters()]
+    assert_same([p.full_tensor() for p in shards], weights)
+    for i in range(2):
+        averages = list(plain.ema_state_dict(net, i).values())
+        assert_same([x.full_tensor() for x in optimizer.ema_state_dict(shards, i).values()], averages)
+        with optimizer.averaged(i):
+            assert_same([p.full_tensor() for p in shards], [x.to(dtype) for x in averages])
+        assert_same([p.full_tensor() for p in shards], weights)
+
+
 class Waits(TorchDispatchMode):
     """Counts what would wait for a device."""
 
@@ -294,14 +338,12 @@ def test_averages_in_a_model():
         optimizer.load_ema_state_dict(net, {name: x for name, x in averages[0].items() if name != "3.bias"})
 
 
-P, SHARDED = [nn.Parameter(torch.ones(2))], [nn.Parameter(torch.ones(2))]
-SHARDED[0].placements = ()  # as a DTensor has
+P = [nn.Parameter(torch.ones(2))]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: AdamWEMA(SHARDED), "params: expected whole tensors, not .*, got 'Parameter'"),
         (lambda: AdamWEMA(P, clip=-1.0), "clip: expected a number from 0 on, got -1.0"),
         (lambda: AdamWEMA(P, ema=(0.9, 0.99, 0.999)), "ema: expected at most two decays or profiles"),
         (lambda: AdamWEMA(P, ema=1.0), r"decay: expected a number in \[0, 1\), got 1.0"),

@@ -9,8 +9,8 @@ pytest.importorskip("sklearn")  # the digits; where GPUs are tested with torch a
 pytest.importorskip("tyro")
 
 from fastgen import checkpoint
-from fastgen.config import ConvVAEConfig, DiffusersConfig, DiffusionConfig, UNetConfig, VAEConfig
-from fastgen.graph import WARM_UP, GraphedStep, use_graph
+from fastgen.config import ConvVAEConfig, UNetConfig, VAEConfig
+from fastgen.cuda_graph import WARM_UP
 from fastgen.metrics_log import read_metrics
 from fastgen.progress import Reading
 from fastgen.train import learning_rate, train
@@ -86,9 +86,9 @@ def test_a_recorded_step_is_the_step(config, monkeypatch, tmp_path):
     monkeypatch.setattr("fastgen_kernels.philox._philox_numpy", philox._philox)  # numpy would be baked in
     train(config, tmp_path / "eager")
     monkeypatch.setattr("fastgen.train.use_graph", lambda config, device: True)
-    monkeypatch.setattr("fastgen.graph.on_side_stream", lambda function: function())
+    monkeypatch.setattr("fastgen.cuda_graph.on_side_stream", lambda function: function())
     captured = []
-    monkeypatch.setattr("fastgen.graph.capture", lambda function: captured.append(1) or recorded.capture(function))
+    monkeypatch.setattr("fastgen.cuda_graph.capture", lambda function: captured.append(1) or recorded.capture(function))
     train(config, tmp_path / "recorded")
     assert captured == [1]
     eager, replayed = saved(tmp_path / "eager"), saved(tmp_path / "recorded")
@@ -114,42 +114,6 @@ def test_a_compiled_step_is_the_eager_step(config, tmp_path):
         train(dataclasses.replace(config, compile=compiled), tmp_path / str(compiled))
     torch.testing.assert_close(losses(tmp_path / "True"), losses(tmp_path / "False"), rtol=1e-5, atol=0)
     torch.testing.assert_close(saved(tmp_path / "True"), saved(tmp_path / "False"), rtol=1e-3, atol=1e-5)
-
-
-def test_a_graph_is_fed_copies_and_gives_copies(monkeypatch):
-    monkeypatch.setattr("fastgen.graph.on_side_stream", lambda function: function())
-    captured = []
-    monkeypatch.setattr("fastgen.graph.capture", lambda function: captured.append(1) or recorded.capture(function))
-    step = GraphedStep(lambda x, label, key: (x * 2 + key).sum())
-    inputs = [(torch.full((3,), float(i)), None, torch.ones(3)) for i in range(6)]
-    results = [step(*row) for row in inputs]
-    assert [r.item() for r in results] == [3 * (2 * i + 1) for i in range(6)]
-    assert [x.tolist() for x, _, _ in inputs] == [[float(i)] * 3 for i in range(6)]
-    assert captured == [1]
-
-
-@pytest.mark.parametrize(
-    ("changes", "device", "ranks", "reason"),
-    [
-        ({}, "cpu", 1, "the device is no GPU"),
-        ({}, "cuda", 2, "several ranks"),
-        ({"model": UNetConfig(checkpointing=True)}, "cuda", 1, "checkpointing"),
-        ({"model": DiffusersConfig(), "diffusion": DiffusionConfig()}, "cuda", 1, "not fastgen's own"),
-        ({}, "cuda", 1, None),
-        ({"model": VAEConfig(), "diffusion": None}, "cuda", 1, None),
-    ],
-)
-def test_where_a_step_can_be_a_graph(changes, device, ranks, reason, monkeypatch):
-    monkeypatch.setattr("fastgen.graph.world", lambda: ranks)
-    device = torch.device(device)
-    auto, on, off = (dataclasses.replace(UNET, cuda_graph=choice, **changes) for choice in ("auto", "on", "off"))
-    assert use_graph(auto, device) == (reason is None)
-    assert not use_graph(off, device)
-    if reason is None:
-        assert use_graph(on, device)
-    else:
-        with pytest.raises(ValueError, match=f"cuda_graph: expected auto or off: .*{reason}.*, got 'on'"):
-            use_graph(on, device)
 
 
 def test_a_number_of_the_cpu_has_come():

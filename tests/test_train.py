@@ -16,10 +16,10 @@ from fastgen import UNet, checkpoint, load, streams
 from fastgen.config import DataConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.config_file import save_yaml
 from fastgen.diffusion import Diffusion
-from fastgen.ema import EMA
 from fastgen.functional import noise_key
 from fastgen.metrics_log import read_metrics
 from fastgen.objectives import DiffusionObjective
+from fastgen.optim import AdamWEMA
 from fastgen.train import learning_rate, train, train_step
 from fastgen.training_state import restore_state, save_state
 from tests.command import run, start
@@ -245,47 +245,97 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[9] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_ema_is_the_recurrence_with_its_warm_up():
-    model = nn.Linear(3, 2)
-    ema = EMA(model, 0.5)
-    expected = model.weight.detach().clone()
-    for step in range(20):
-        with torch.no_grad():
-            model.weight.add_(1.0)
-        ema.update(model, step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * model.weight.detach()
-    torch.testing.assert_close(ema.model.weight, expected)
-    assert not ema.model.training
-    assert not ema.model.weight.requires_grad
+def test_a_run_is_that_of_adamw_with_clipping_and_an_average(tmp_path, monkeypatch):
+    """By torch alone, step by step: weights and average, whose decay is min(decay, (1 + step) / (10 + step))."""
+
+    class Plain(torch.optim.AdamW):
+        def __init__(self, params, lr, betas, *, weight_decay, clip, ema):
+            super().__init__(params, lr, betas, weight_decay=weight_decay, fused=True)
+            self.clip, self.decay, self.made = clip, ema, 0
+            self.averages = [p.detach().clone() for p in self.param_groups[0]["params"]]
+
+        def step(self):
+            params = self.param_groups[0]["params"]
+            nn.utils.clip_grad_norm_(params, self.clip)
+            super().step()
+            decay = min(self.decay, (1 + self.made) / (10 + self.made))
+            self.made += 1
+            for average, p in zip(self.averages, params, strict=True):
+                average.copy_(decay * average + (1 - decay) * p.detach())
+
+        def ema_state_dict(self, model):
+            names = [name for name, _ in model.named_parameters()]
+            return dict(zip(names, self.averages, strict=True))
+
+    kept, config = {}, dataclasses.replace(TINY, precision="fp32", clip=0.1)
+    monkeypatch.setattr("fastgen.train.Preview.__call__", lambda self, step: {})
+    train(config, tmp_path / "run")
+    monkeypatch.setattr("fastgen.train.AdamWEMA", Plain)
+    monkeypatch.setattr(
+        "fastgen.train.save_state",
+        lambda out, step, model, optimizer, *rest: kept.update(model=model.state_dict(), ema=optimizer.ema_state_dict(model)),
+    )
+    train(config, tmp_path / "plain")
+    for name, expected in kept.items():
+        saved = checkpoint.load_tensors(checkpoint.at_step(tmp_path / "run" / "checkpoints", config.steps), name)
+        torch.testing.assert_close(saved, expected, rtol=1e-4, atol=2e-6)
 
 
-def test_a_step_that_was_not_kept_leaves_the_average():
-    model = nn.Linear(3, 2)
-    ema = EMA(model, 0.5)
-    before = ema.model.weight.clone()
-    nn.init.ones_(model.weight)
-    ema.update(model, torch.tensor(7), torch.tensor(False))
-    assert torch.equal(ema.model.weight, before)
-    ema.update(model, torch.tensor(7), torch.tensor(True))
-    torch.testing.assert_close(ema.model.weight, before + 9 / 17 * (1 - before))
+def test_an_optimizer_that_clips_and_averages():
+    """The same step as clipping by train_step before torch's optimizer."""
+    x, key = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), noise_key(0, streams.NOISE, 3, 6)
+    objectives = [small_objective() for _ in range(2)]
+    ours = AdamWEMA(objectives[0].parameters(), 1e-3, clip=1e-2, ema=0.999)
+    train_step(objectives[0], ours, x, None, key, precision="fp32")
+    adamw = torch.optim.AdamW(objectives[1].parameters(), 1e-3)
+    train_step(objectives[1], adamw, x, None, key, clip=1e-2, precision="fp32")
+    torch.testing.assert_close(list(objectives[0].parameters()), list(objectives[1].parameters()))
+    for p, q in zip(*(o.parameters() for o in objectives), strict=True):
+        torch.testing.assert_close(ours.state[p]["exp_avg"], adamw.state[q]["exp_avg"])
+    before, average = small_objective().state_dict(), ours.ema_state_dict(objectives[0])
+    for name, p in objectives[0].named_parameters():
+        torch.testing.assert_close(average[name], 0.1 * before[name] + 0.9 * p.detach())
 
 
-def test_what_is_restored_has_the_memory_format_of_its_parameter(tmp_path):
-    """A fused optimizer step on a GPU, where weights are channels_last, needs its state to be so too."""
+def stepped(optimizer, model):
+    model(torch.randn(2, 1, 8, 8), torch.rand(2)).float().square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_restored_is_what_was_saved(dtype, tmp_path):
+    """Moments, masters, averages and counts, in the memory format of their parameters, as the kernels need them."""
     made = []
     for _ in range(2):
         torch.manual_seed(0)
         model = UNet(1, channels=8, multipliers=(1,), groups=4).to(memory_format=torch.channels_last)
-        made.append((model, EMA(model, 0.9), torch.optim.AdamW(model.parameters(), fused=True)))
-    (model, ema, optimizer), restored = made
-    model(torch.randn(2, 1, 8, 8), torch.rand(2)).square().sum().backward()
-    optimizer.step()
-    save_state(tmp_path, 1, model, ema, optimizer, {}, 1)
-    assert restore_state(tmp_path, *restored, {}) == 1
-    for parameter, other in zip(model.parameters(), restored[0].parameters(), strict=True):
-        assert other.equal(parameter)
-        for kind in ("exp_avg", "exp_avg_sq"):
-            assert restored[2].state[other][kind].equal(optimizer.state[parameter][kind])
-            assert restored[2].state[other][kind].stride() == other.stride()
-    assert any(p.dim() == 4 and not p.is_contiguous() for p in restored[0].parameters())
+        made.append((model.to(dtype), AdamWEMA(model.parameters(), ema=0.9)))
+    (model, optimizer), (other, restored) = made
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        stepped(optimizer, model)
+    save_state(tmp_path, 1, model, optimizer, {}, 1)
+    assert restore_state(tmp_path, other, restored, {}) == 1
+    assert [int(restored.updates), int(restored.skipped)] == [1, 0]
+    ours, theirs = optimizer.state_dict(), restored.state_dict()
+    assert len(ours["masters"]) == (0 if dtype == torch.float32 else len(list(model.parameters())))
+    for name in ("state", "masters", "averages"):
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=0)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    for i, p in enumerate(other.parameters()):
+        for x in (theirs["state"][i]["exp_avg"], theirs["state"][i]["exp_avg_sq"], theirs["averages"][0][i]):
+            assert x.stride() == p.stride()
+    assert any(p.dim() == 4 and not p.is_contiguous() for p in other.parameters())
+
+
+def test_a_checkpoint_without_counts_has_made_its_steps(tmp_path):
+    """As those were written whose average torch.optim.AdamW did not keep."""
+    model = UNet(1, channels=8, multipliers=(1,), groups=4)
+    optimizer = AdamWEMA(model.parameters(), ema=0.9)
+    stepped(optimizer, model)
+    save_state(tmp_path, 7, model, optimizer, {}, 1)
+    folder = checkpoint.at_step(tmp_path / "checkpoints", 7)
+    tensors = {name: checkpoint.load_tensors(folder, name) for name in ("model", "ema", "optimizer", "rng")}
+    del tensors["optimizer"]["counts"]
+    checkpoint.save(checkpoint.at_step(tmp_path / "checkpoints", 8), tensors, {"config": {}})
+    assert restore_state(tmp_path, model, optimizer, {}) == 8
+    assert [int(optimizer.updates), int(optimizer.skipped)] == [8, 0]

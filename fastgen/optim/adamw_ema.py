@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fastgen.errors import expect
 from fastgen.optim.profiles import Profile, constant
-from fastgen_kernels.adamw_ema import Settings, adamw_ema_, same_layout
+from fastgen.sharding import local
+from fastgen_kernels.adamw_ema import Settings, adamw_ema_, clipping, same_layout
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -24,7 +26,8 @@ class AdamWEMA(torch.optim.AdamW):
     averages, also the frozen ones.
 
     Parameters in fp16 or bf16 are copies of fp32 masters, which are made of them at the first step; states and averages are fp32.
-    The gradients may be scaled in place. Nothing waits for the device; lr may be a tensor on it. A step can be captured in a CUDA
+    DTensors, which FSDP2 makes of parameters, are stepped by what lies on each rank, and clipped by the norm over all ranks. The
+    gradients may be scaled in place. Nothing waits for the device; lr may be a tensor on it. A step can be captured in a CUDA
     graph after one has been made outside.
 
     The state_dict is torch.optim.AdamW's, with averages, masters and counts beside: each loads the other's.
@@ -55,12 +58,6 @@ class AdamWEMA(torch.optim.AdamW):
         self._counts: Tensor | None = None
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            sharded = hasattr(p, "placements")
-            expect("params", type(p).__name__, not sharded, "whole tensors, not the DTensors of FSDP2")
-
     @property
     def updates(self) -> Tensor:
         """How many steps were made: 0-dim int64, on the device."""
@@ -85,22 +82,29 @@ class AdamWEMA(torch.optim.AdamW):
         frozen = [p for p, _ in numbered if p.grad is None] if self.profiles else []
         params = [p for p, _ in trained]
         states = [self._state(p) for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
+        clip, grad_scale, found_inf = self.clip, getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if clip > 0 and any(isinstance(grad, DTensor) for grad in grads):  # what lies on this rank has another norm than all
+            norm = nn.utils.get_total_norm(grads)
+            assert isinstance(norm, DTensor)
+            grad_scale, found_inf = clipping(norm.full_tensor(), clip, grad_scale, found_inf)
+            clip = 0.0
         adamw_ema_(
-            [self._master(p) for p in (*params, *frozen)],
-            [p.grad for p in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            local(self._master(p) for p in (*params, *frozen)),
+            local(grads),
+            local(state["exp_avg"] for state in states),
+            local(state["exp_avg_sq"] for state in states),
             [state["step"] for state in states],
             self._device_counts(),
             self._learning_rates(),
             [Settings(group["betas"][0], group["betas"][1], group["eps"], group["weight_decay"]) for group in self.param_groups],
             [group for _, group in trained],
-            averages=[[self._average(p, i) for p in (*params, *frozen)] for i in range(len(self.profiles))],
+            averages=[local(self._average(p, i) for p in (*params, *frozen)) for i in range(len(self.profiles))],
             profiles=self.profiles,
-            copies=[p for p in params if p.dtype in HALVES],
-            clip=self.clip,
-            grad_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
+            copies=local(p for p in params if p.dtype in HALVES),
+            clip=clip,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
         )
         return loss
 
@@ -124,12 +128,12 @@ class AdamWEMA(torch.optim.AdamW):
         params = list(self._averages[index])
         kept = [p.detach().clone() for p in params]
         with torch.no_grad():
-            torch._foreach_copy_(params, list(self._averages[index].values()))
+            torch._foreach_copy_(local(params), local(self._averages[index].values()))
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(params, kept)
+                torch._foreach_copy_(local(params), local(kept))
 
     def state_dict(self) -> dict[str, Any]:
         number = {p: i for i, p in enumerate(self._params())}

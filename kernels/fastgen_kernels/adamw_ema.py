@@ -110,12 +110,7 @@ def adamw_ema_reference_(
 ) -> None:
     grads = [g if g.dtype == p.dtype else g.to(p.dtype) for g, p in zip(grads, params, strict=False)]
     if clip > 0:
-        norm = torch.nn.utils.get_total_norm(grads)
-        norm = norm if grad_scale is None else norm / grad_scale
-        infinite = (~norm.isfinite()).float()
-        found_inf = infinite if found_inf is None else infinite.maximum(found_inf)
-        divisor = ((norm + 1e-6) / clip).clamp(min=1).float()
-        grad_scale = divisor if grad_scale is None else grad_scale * divisor
+        grad_scale, found_inf = clipping(torch.nn.utils.get_total_norm(grads), clip, grad_scale, found_inf)
     if found_inf is not None:
         found_inf = (found_inf != 0).float()  # a fused step is skipped at 1 alone
     kept = torch.ones((), device=counts.device) if found_inf is None else 1 - found_inf
@@ -137,6 +132,18 @@ def adamw_ema_reference_(
         torch._foreach_lerp_(average, params, [weight.to(params[0].dtype)] * len(params))
     if copies:
         torch._foreach_copy_(copies, params[: len(copies)])
+
+
+def clipping(norm: Tensor, clip: float, grad_scale: Tensor | None, found_inf: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The grad_scale and found_inf of a step that clips: those given, with s above and whether ‖g‖ is finite. norm: that of the
+    gradients before they are divided by grad_scale."""
+    norm = norm if grad_scale is None else norm / grad_scale
+    infinite = (~norm.isfinite()).float()
+    divisor = ((norm + 1e-6) / clip).clamp(min=1).float()
+    return (
+        divisor if grad_scale is None else grad_scale * divisor,
+        infinite if found_inf is None else infinite.maximum(found_inf),
+    )
 
 
 def decay_at(n: Tensor, profile: Profile) -> Tensor:
