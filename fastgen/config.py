@@ -12,7 +12,11 @@ from fastgen.errors import expect
 @dataclass(frozen=True)
 class DataConfig:
     source: str = ""
-    """"mnist", "digits", a folder of images or one that save_to_disk of Hugging Face's datasets wrote, or a .npy or .npz file."""
+    """"mnist", "digits", a folder of images or one that save_to_disk of Hugging Face's datasets wrote, a .npy or .npz file, or a
+    table, "wine" or "breast_cancer"."""
+    kind: Literal["auto", "images", "values"] = "auto"
+    """What arrays are read as. auto: floats of shape (N, F) as values, the rows of a table, and all others as images; values may
+    also be signals (N, C, L)."""
     size: int | None = None
     """Side in pixels to which images are cropped and resized."""
     channels: int | None = None

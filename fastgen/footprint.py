@@ -14,6 +14,7 @@ from fastgen.functional import noise_key
 from fastgen.models import MODELS
 from fastgen.run import describe
 from fastgen.train import make_objective
+from fastgen.values import Values
 from fastgen_kernels.dispatch import on_fake_tensors
 
 
@@ -30,21 +31,27 @@ class Footprint:
     activations: int
 
 
-def footprint(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, precision: str) -> Footprint:
-    """Of a configuration's model and batch, for images of a shape (C, H, W), on one GPU where every op takes its kernel.
+def footprint(
+    config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, precision: str, values: Values | None = None
+) -> Footprint:
+    """Of a configuration's model and batch, for images of a shape (C, H, W) or for values, on one GPU where every op takes its
+    kernel.
 
     precision: "fp32", "bf16" or "fp16" autocast, as it is on a CPU, which casts nearly as CUDA's does. Raises ValueError for
     images that the model cannot take.
     """
-    description = describe(config, shape, num_classes, None if num_classes is None else [""] * num_classes)
+    description = describe(config, shape, num_classes, None if num_classes is None else [""] * num_classes, values)
     samples = config.batch_size // config.accumulation
     with FakeTensorMode(), on_fake_tensors():
         model = MODELS[description["model"]](**description["arguments"])
         objective = make_objective(config, model)
-        images = torch.zeros(samples, *shape, dtype=torch.uint8)
+        if values is None:
+            x0 = torch.zeros(samples, *shape, dtype=torch.uint8)
+        else:
+            x0 = torch.zeros(samples, *values.network_shape)
         labels = None if num_classes is None else torch.zeros(samples, dtype=torch.int64)
         with autocast(torch.device("cpu"), precision):
-            activations = saved_bytes(lambda: objective(images, labels, key=noise_key(0, samples=samples)).sum(), model)
+            activations = saved_bytes(lambda: objective(x0, labels, key=noise_key(0, samples=samples)).sum(), model)
     weights = sum(p.nbytes for p in model.parameters())
     parameters = sum(p.numel() for p in model.parameters())
     return Footprint(parameters, weights, weights, 2 * weights, weights, activations)

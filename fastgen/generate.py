@@ -37,14 +37,15 @@ def generate(
     key: Tensor,
     settings: Sampling,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    decode: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Tensor:
-    """One sample of `shape` for each row of the key, uint8 (N, *shape), from noise by the sampler. Nothing in it waits for the
-    device. callback(i, x, x0_hat): after each step."""
+    """One sample of `shape` for each row of the key, from noise by the sampler, as `decode` gives it back: uint8 (N, *shape) for
+    images. Nothing in it waits for the device. callback(i, x, x0_hat): after each step."""
     draw = lookup("sampler", settings.sampler, SAMPLERS)
     times = grid(denoise.schedule, settings, key.device)
     noise = philox_normal((key.shape[0], *shape), at(key, stream=streams.START))
     x = denoise.schedule.sigma(times[0]) * noise
-    return to_uint8(draw(denoise, x, times, key=key, callback=callback))
+    return decode(draw(denoise, x, times, key=key, callback=callback))
 
 
 def grid(schedule: Schedule, settings: Sampling, device: torch.device) -> Tensor:

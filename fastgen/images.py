@@ -32,7 +32,7 @@ def save_grid(path: Path, images: Tensor, columns: int | None = None, smallest: 
     picture = _pil(grid(images, columns))
     factor = max(1, round(smallest / max(picture.size)))
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    _write(path, lambda file: picture.save(file, format="PNG"))
+    write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
 def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int | None = None) -> None:
@@ -43,16 +43,16 @@ def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int |
         save_grid(out, images, columns)
     elif out.suffix == ".npz":
         named: dict[str, Any] = {"images": arrays} | ({} if labels is None else {"labels": labels.cpu().numpy()})
-        _write(out, lambda file: np.savez_compressed(file, **named))
+        write_whole(out, lambda file: np.savez_compressed(file, **named))
     else:
         for i, array in enumerate(arrays):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}-{int(labels[i])}.png"
-            _write(out / name, lambda file, array=array: _pil(array).save(file, format="PNG"))
+            write_whole(out / name, lambda file, array=array: _pil(array).save(file, format="PNG"))
 
 
 def save_image(path: Path, image: Tensor) -> None:
     """uint8 (C, H, W) as a PNG, pixel for pixel."""
-    _write(path, lambda file: _pil(image.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG"))
+    write_whole(path, lambda file: _pil(image.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG"))
 
 
 def read_image(argument: str, path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -74,6 +74,11 @@ def check_out(out: Path) -> None:
     """Raises ValueError unless `save_images` can write to `out`: better before hours of sampling than after."""
     if out.suffix not in (".png", ".npz", ""):
         raise ValueError(f"out: expected a .png, a .npz, or a folder without a suffix, got {str(out)!r}")
+    expect_place(out)
+
+
+def expect_place(out: Path) -> None:
+    """Raises ValueError unless a file, or a folder where there is no suffix, can be written at `out`."""
     folder = out if out.suffix == "" else out.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +95,8 @@ def _pil(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def _write(path: Path, write: Callable) -> None:
-    """Under a temporary name until it is whole."""
+def write_whole(path: Path, write: Callable) -> None:
+    """write(file), under a temporary name until it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:

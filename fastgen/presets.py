@@ -45,6 +45,18 @@ PRESETS: dict[str, TrainConfig] = {
         sample_every=500,
         checkpoint_every=500,
     ),
+    "wine": TrainConfig(
+        data=DataConfig("wine"),
+        model=UNetConfig(channels=64, multipliers=(1,), blocks=1, attention_levels=(), groups=8, dropout=0.1),
+        steps=1_000,
+        batch_size=64,
+        lr=2e-3,
+        warmup=50,
+        ema=0.99,
+        threads=1,
+        sample_every=500,
+        checkpoint_every=500,
+    ),
     "folder32": TrainConfig(
         data=DataConfig(size=32, flip=True),
         model=UNetConfig(channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1,), dropout=0.1),

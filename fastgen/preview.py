@@ -1,4 +1,4 @@
-"""Looking at a model on the way: a grid of samples, and its loss on data held out from training."""
+"""Looking at a model on the way: a picture of samples, and its loss on data held out from training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,12 @@ from fastgen.models import VariationalAutoencoder
 from fastgen.pixels import from_uint8, to_uint8
 from fastgen.run import Run, make_diffusion
 from fastgen.sampling import Sampling
+from fastgen.value_plots import plot_values
+from fastgen.values import Values
 
 ROWS = 8
 GUIDANCE = 1.25
+MOST = 500  # values in a picture
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Preview:
     data: ImageDataset
     held_out: ImageDataset | None
     device: torch.device
+    values: Values | None = None
 
     def __call__(self, step: int) -> dict[str, float]:
         path = self.folder / f"{step:08d}.png"
@@ -45,8 +49,11 @@ class Preview:
             self.data.classes,
             step,
             self.device,
+            self.values,
         )
-        if run.condition is None:
+        if self.values is not None:
+            save_values_drawn(path, run, self.data)
+        elif run.condition is None:
             save_samples(path, run)
         else:
             save_conditioned(path, run, self._images())
@@ -67,6 +74,16 @@ def save_samples(path: Path, run: Run) -> None:
     columns = run.num_classes if run.num_classes is not None and run.num_classes <= 16 else ROWS
     images, _ = run.sample(ROWS * columns, batch_size=ROWS * columns, guidance=1.0 if null_label(run.model) is None else GUIDANCE)
     save_grid(path, images, columns)
+
+
+def save_values_drawn(path: Path, run: Run, data: ImageDataset) -> None:
+    """A picture of values of the training split, at most 500, and of as many drawn ones with the same labels and the same noise
+    every time; data: as the network sees them."""
+    assert run.values is not None
+    n = min(len(data), MOST)
+    real, labels = next(data.batches(n, device=run.device, workers=0))
+    drawn, _ = run.sample(n, label=None if labels is None else labels.tolist(), batch_size=n)
+    plot_values(path, real.cpu(), run.values.to_network(drawn), None if labels is None else labels.cpu())
 
 
 @torch.no_grad()

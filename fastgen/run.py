@@ -23,14 +23,17 @@ from fastgen.generate import generate, in_tiles, sample_labels
 from fastgen.interchange.description import multiple_of, unet_arguments
 from fastgen.interchange.scheduler_config import scheduler_of
 from fastgen.models import MODELS, VariationalAutoencoder
+from fastgen.pixels import to_uint8
 from fastgen.samplers import SAMPLERS, TIMES
 from fastgen.sampling import Sampling
+from fastgen.values import Values, for_values, from_document, to_document
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model. `model` has the averaged weights and is in eval mode; `diffusion` is None for a VAE; `shape` is (C, H, W);
-    `classes` are their names, None without labels; `step` is the checkpoint's."""
+    """A trained model. `model` has the averaged weights and is in eval mode; `diffusion` is None for a VAE; `shape` is (C, H, W), or
+    that of `values`, which are None for images; `classes` are their names, None without labels; `step` is the
+    checkpoint's."""
 
     path: Path
     config: TrainConfig
@@ -40,6 +43,7 @@ class Run:
     classes: list[str] | None
     step: int
     device: torch.device
+    values: Values | None = None
 
     @torch.no_grad()
     def sample(
@@ -54,7 +58,8 @@ class Run:
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """n images, uint8 (n, C, H, W) on the CPU, and their labels, int64 (n,) or None.
+        """n images, uint8 (n, C, H, W) on the CPU, or values in their own units, fp32 (n, *shape), and their labels, int64 (n,)
+        or None.
 
         label: one class for all, or a list that is repeated; by default every class in turn. first: the first image's number:
         image i depends on the seed and i, not on n, first or batch_size, which is halved where memory does not suffice. guide: a
@@ -73,19 +78,22 @@ class Run:
         guided = options.guidance == 1 or labels is not None or guide is not None
         expect("guidance", options.guidance, guided, "1, since the model has no classes")
 
-        def images(key: Tensor, label: Tensor | None) -> Tensor:
+        shape, decode = (self.shape, to_uint8) if self.values is None else (self.values.network_shape, Tensor.float)
+
+        def samples(key: Tensor, label: Tensor | None) -> Tensor:
             if isinstance(self.model, VariationalAutoencoder):
                 return (self.model.sample(len(key), key=key).float() * 255).round().to(torch.uint8).view(-1, *self.shape)
             with self.autocast():
-                return generate(self.denoiser(label, options, guide=guide), self.shape, key, options, callback)
+                return generate(self.denoiser(label, options, guide=guide), shape, key, options, callback, decode)
 
-        draw = Graphed(images) if cuda_graph else images
+        draw = Graphed(samples) if cuda_graph else samples
 
         def tile(part: range) -> Tensor:
             key = noise_key(options.seed, streams.START, 0, part, self.device)
             return draw(key, None if labels is None else labels[part.start - first : part.stop - first].to(self.device))
 
-        return in_tiles(tile, range(first, first + n), batch_size), labels
+        drawn = in_tiles(tile, range(first, first + n), batch_size)
+        return drawn if self.values is None else self.values.from_network(drawn), labels
 
     def denoiser(
         self,
@@ -106,8 +114,9 @@ class Run:
         if (needed == "none") != (beside is None):
             raise ValueError(f"run: {str(self.path)!r} is of a model with the condition {needed!r}: see diffusion.condition")
         if guide is not None:
-            same = (guide.shape, _noising(guide.config)) == (self.shape, _noising(self.config))
-            expect("guide", str(guide.path), same, f"a run with the images and the diffusion of {str(self.path)!r}")
+            same = (guide.shape, guide.values, _noising(guide.config)) == (self.shape, self.values, _noising(self.config))
+            kind = "images" if self.values is None else "values"
+            expect("guide", str(guide.path), same, f"a run with the {kind} and the diffusion of {str(self.path)!r}")
         net, weak = self.model, None if guide is None else guide.model
         if beside is not None:
             net, weak = Beside(net, beside), None if weak is None else Beside(weak, beside)
@@ -167,7 +176,13 @@ def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> 
         description["classes"],
         int(folder.name),
         where,
+        from_document(description.get("values")),
     )
+
+
+def find_values(path: Path) -> Values | None:
+    """What the last checkpoint of a run knows of its values; None for images. Raises ValueError where there is none."""
+    return from_document(checkpoint.load_document(find_checkpoint(path), "config").get("values"))
 
 
 def find_checkpoint(path: Path, step: int | None = None) -> Path:
@@ -180,11 +195,24 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
     return checkpoint.at_step(path / "checkpoints", steps[-1] if step is None else step)
 
 
-def describe(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, classes: list[str] | None) -> dict[str, Any]:
+def describe(
+    config: TrainConfig,
+    shape: tuple[int, ...],
+    num_classes: int | None,
+    classes: list[str] | None,
+    values: Values | None = None,
+) -> dict[str, Any]:
     """What a checkpoint must say for its model to be built and used again: the class, its arguments, the data it was made for,
     and what its output means.
 
-    Raises ValueError for images that the model cannot take."""
+    Raises ValueError for images, or values, that the model cannot take."""
+    name, arguments = _for_images(config, shape, num_classes) if values is None else for_values(config, values, num_classes)
+    data = {"shape": list(shape), "classes": classes, "values": to_document(values)}
+    return {"model": name, "arguments": arguments, **data, "diffusion": _noising(config)}
+
+
+def _for_images(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None) -> tuple[str, dict[str, Any]]:
+    """The model's class and arguments."""
     channels, height, width = shape
     model, arguments = config.model, plain(dataclasses.asdict(config.model))
     if isinstance(model, UNetConfig):
@@ -206,7 +234,7 @@ def describe(config: TrainConfig, shape: tuple[int, ...], num_classes: int | Non
         name, arguments = "ConvVAE", arguments | {"in_channels": channels, "image_size": height}
     else:
         name, arguments = "VAE", arguments | {"input_dim": channels * height * width}
-    return {"model": name, "arguments": arguments, "shape": list(shape), "classes": classes, "diffusion": _noising(config)}
+    return name, arguments
 
 
 def _expect_multiples(multiple: int, height: int, width: int) -> None:

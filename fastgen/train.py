@@ -23,6 +23,8 @@ from fastgen.cuda_graph import WARM_UP, Graphed, use_graph
 from fastgen.data import ImageDataset, open_dataset
 from fastgen.data.augment import augment
 from fastgen.data.held_out import open_held_out
+from fastgen.data.indexed import IndexedDataset
+from fastgen.data.standardized import Standardized
 from fastgen.data.unlabelled import Unlabelled
 from fastgen.device import autocast, place, resolve_device, resolve_precision
 from fastgen.errors import expect
@@ -37,9 +39,10 @@ from fastgen.optim import AdamWEMA
 from fastgen.preview import Preview
 from fastgen.progress import Progress, expect_finite
 from fastgen.ranks import Vote, barrier, expect_own_device, joined, mark, mean, rank, restarted, world
-from fastgen.run import describe, make_diffusion
+from fastgen.run import describe, find_values, make_diffusion
 from fastgen.sharding import accumulating, distribute, gathered, shard
 from fastgen.training_state import restore_state, save_state
+from fastgen.values import measure
 from fastgen.writers import expect_writer
 
 TIME_IS_UP = 1  # what a rank votes to stop for, besides signals, whose numbers are larger
@@ -83,11 +86,15 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         keep_freed_memory()
 
     expect("data.source", config.data.source, config.data.source, "images: give a folder of them, --data.source FOLDER")
-    data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels)
+    data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels, kind=config.data.kind)
     held_out = open_held_out(config.data.source, data, config.data.size)
     if isinstance(config.model, DiffusersConfig) and config.model.unet.get("num_class_embeds") is None:
         data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
-    description = describe(config, data.shape, data.num_classes, data.classes)
+    values = None
+    if isinstance(data, IndexedDataset) and data.kind == "values":
+        values = (find_values(out) if resume else None) or measure(data)  # a run that goes on keeps what it began with
+        data, held_out = Standardized(data, values), None if held_out is None else Standardized(held_out, values)
+    description = describe(config, data.shape, data.num_classes, data.classes, values)
 
     torch.manual_seed(config.seed)
     model = MODELS[description["model"]](**description["arguments"])
@@ -116,7 +123,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         mark(out)
         report_broken(data)
     reported = len(data.broken)
-    preview = Preview(config, out / "samples", averaged, make_objective(config, averaged).eval(), data, held_out, device)
+    judged = make_objective(config, averaged).eval()
+    preview = Preview(config, out / "samples", averaged, judged, data, held_out, device, values)
     rows = config.batch_size // world()
     samples = range(rank() * rows, (rank() + 1) * rows)  # of each batch
     batches = data.batches(

@@ -32,6 +32,12 @@ def in_batches(
     return in_tiles(tile, range(n), size)
 
 
+def expect_run_of_images(run: Run) -> None:
+    """Raises ValueError for a run of values."""
+    if run.values is not None:
+        raise ValueError(f"run: expected one of images, got one of values, {str(run.path)!r}, which can be drawn from alone")
+
+
 def check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless these are uint8 (N, *shape), one at least."""
     fits = images.dtype == torch.uint8 and tuple(images.shape[1:]) == shape and len(images) > 0

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fastgen import streams
-from fastgen.applications.batches import Callback, Label, check_images, in_batches
+from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, q_sample
 from fastgen.generate import grid
@@ -32,6 +32,7 @@ def edit(
     strength 0 gives the images back, 1 draws new ones. The steps of the sampler that lie below strength are made. guide,
     batch_size, callback, settings: as for Run.sample. Raises ValueError for what the model cannot do.
     """
+    expect_run_of_images(run)
     check_images("images", images, run.shape)
     options = Sampling(**settings)
     sampler = lookup("sampler", options.sampler, SAMPLERS)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgen import streams
-from fastgen.applications.batches import Callback, Label, check_images, in_batches
+from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
 from fastgen.conditions import Hole, with_hole
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, philox_normal
@@ -40,6 +40,7 @@ def inpaint(
     """
     expect("resample", resample, resample >= 1, "a whole number >= 1")
     expect("jump", jump, jump >= 1, "a whole number >= 1")
+    expect_run_of_images(run)
     check_images("images", images, run.shape)
     expected = (len(images), 1, *run.shape[1:])
     fits = hole.dtype == torch.bool and tuple(hole.shape) == expected

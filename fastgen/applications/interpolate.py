@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.applications.batches import Callback, check_images, in_batches
+from fastgen.applications.batches import Callback, check_images, expect_run_of_images, in_batches
 from fastgen.denoiser import Denoiser
 from fastgen.errors import expect
 from fastgen.functional import sampler_step
@@ -35,6 +35,7 @@ def interpolate(
     is DDIM. Raises ValueError for what the model cannot do.
     """
     expect("n", n, n >= 2, "a whole number >= 2")
+    expect_run_of_images(run)
     check_images("a", a[None], run.shape)
     check_images("b", b[None], run.shape)
     options = Sampling(**settings)

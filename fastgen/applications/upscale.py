@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastgen.applications.batches import Callback, Label, check_images, in_batches
+from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
 from fastgen.conditions import LowResolution, enlarged
 from fastgen.generate import generate
 from fastgen.pixels import from_uint8
@@ -27,6 +27,7 @@ def upscale(
     label: what the images are of, where that is known. guide, batch_size, callback, settings: as for Run.sample. Raises
     ValueError for a run that was not trained with the condition low_resolution, and for images of another size.
     """
+    expect_run_of_images(run)
     check_images("images", images, small_shape(run))
     factor = run.shape[1] // images.shape[2]
     options = Sampling(**settings)

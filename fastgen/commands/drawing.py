@@ -27,7 +27,8 @@ class DrawingOptions:
     guide: Path | None = None
     """A weaker run to guide away from, instead of no class."""
     out: Path | None = None
-    """A .png, a .npz for arrays, or a folder for a PNG each; in RUN when not given."""
+    """Of images a .png, a .npz for arrays, or a folder for a PNG each; of values a .csv (tables alone), a .npz or a .npy; in RUN
+    when not given."""
     preview_every: int | None = None
     """Steps after which the images as they then are go to a PNG beside the output."""
     batch_size: int = 64
@@ -53,17 +54,25 @@ class ImageOptions(DrawingOptions):
         expect("n", self.n, self.n >= 1, "a whole number >= 1")
 
 
-def open_run(options: DrawingOptions, name: str) -> tuple["Run", Path, dict[str, Any]]:
-    """The run, where the results go (`name` in it by default), and what `Run.sample` and the applications take alike."""
+def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> tuple["Run", Path, dict[str, Any]]:
+    """The run, where the results go (`name` in it by default), and what `Run.sample` and the applications take alike. Raises
+    ValueError for a run of values, unless the command takes one."""
     from dataclasses import asdict
 
-    from fastgen.images import check_out
+    from fastgen import images, value_files
+    from fastgen.applications.batches import expect_run_of_images
     from fastgen.run import load
 
-    out = options.out or options.run / name
     run = load(options.run, step=options.step, device=options.device)
     guide = None if options.guide is None else load(options.guide, device=options.device)
-    check_out(out)
+    if run.values is None or not of_values:
+        expect_run_of_images(run)
+        out = options.out or options.run / name
+        images.check_out(out)
+    else:
+        expect("preview_every", options.preview_every, options.preview_every is None, "none for values, which are no images")
+        out = options.out or options.run / value_files.default_name(run.values)
+        value_files.check_out(out, run.values)
     shared = {"label": options.label or None, "guide": guide, "batch_size": options.batch_size}
     return run, out, shared | asdict(options.settings)
 

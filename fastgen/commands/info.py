@@ -11,10 +11,12 @@ import tyro
 
 from fastgen import __version__, functional
 from fastgen.data import open_dataset
+from fastgen.data.indexed import IndexedDataset
 from fastgen.device import resolve_device, resolve_precision
 from fastgen.errors import expect, lookup
 from fastgen.footprint import footprint
 from fastgen.presets import PRESETS
+from fastgen.values import measure
 from fastgen_kernels.attention.choice import has_tiles
 from fastgen_kernels.dispatch import obstacle, switched_off
 
@@ -57,19 +59,21 @@ def _memory(preset: str, batch: int | None) -> dict[str, str]:
     if batch is not None:
         config = dataclasses.replace(config, batch_size=batch)
     source = config.data
+    kind, values = "images", None
     if source.source:
-        data = open_dataset(source.source, size=source.size, channels=source.channels)
-        shape, num_classes = data.shape, data.num_classes
+        data = open_dataset(source.source, size=source.size, channels=source.channels, kind=source.kind)
+        shape, num_classes, kind = data.shape, data.num_classes, data.kind
+        values = measure(data) if isinstance(data, IndexedDataset) and kind == "values" else None
     else:
         assert source.size is not None  # a preset without images has their size
         shape, num_classes = (source.channels or 3, source.size, source.size), None
-    found = {precision: footprint(config, shape, num_classes, precision) for precision in ("bf16", "fp32")}
+    found = {precision: footprint(config, shape, num_classes, precision, values) for precision in ("bf16", "fp32")}
     held = found["bf16"]
     state = held.weights + held.gradients + held.optimizer + held.average
     classes = "" if num_classes is None else f", {num_classes} classes"
     parts = "" if config.accumulation == 1 else f" in {config.accumulation} parts"
     rows = {
-        "batch": f"{config.batch_size} images {'x'.join(map(str, shape))}{classes}{parts}",
+        "batch": f"{config.batch_size} {kind} {'x'.join(map(str, shape))}{classes}{parts}",
         "parameters": f"{held.parameters:,}",
         "weights": _megabytes(held.weights),
         "gradients": _megabytes(held.gradients),

@@ -11,12 +11,12 @@ from fastgen.errors import expect
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(DrawingOptions):
-    """Draw images from a trained run."""
+    """Draw images from a trained run; of a run of values, rows of a table or signals in their own units."""
 
     n: int = 64
-    """How many images."""
+    """How many."""
     first: int = 0
-    """Number of the first: --first 17 --n 1 draws image 17 again."""
+    """Number of the first: --first 17 --n 1 draws number 17 again."""
     cuda_graph: bool = False
     """Record the work of a batch once and replay it; on a GPU, without previews."""
 
@@ -25,11 +25,16 @@ def main(arguments: list[str]) -> None:
     options = tyro.cli(SampleOptions, args=arguments, prog="fastgen sample")
     expect("cuda_graph", True, not (options.cuda_graph and options.preview_every), "False with preview_every")
     from fastgen.images import save_images
+    from fastgen.value_files import save_values
 
-    run, out, shared = open_run(options, "samples.png")
+    run, out, shared = open_run(options, "samples.png", of_values=True)
     shown = nullcontext() if options.cuda_graph else watched(options, out, options.n * options.settings.steps)
     with shown as callback:
-        images, labels = run.sample(options.n, first=options.first, cuda_graph=options.cuda_graph, callback=callback, **shared)
+        drawn, labels = run.sample(options.n, first=options.first, cuda_graph=options.cuda_graph, callback=callback, **shared)
+    if run.values is not None:
+        save_values(out, drawn, labels, run.values)
+        print(out)
+        return
     every_class = not options.label and labels is not None and run.num_classes is not None and run.num_classes <= 16
-    save_images(out, images, labels, columns=run.num_classes if every_class else None)
+    save_images(out, drawn, labels, columns=run.num_classes if every_class else None)
     print(out)

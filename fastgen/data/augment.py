@@ -10,13 +10,13 @@ def augment(x: torch.Tensor, key: torch.Tensor, *, flip: bool = False, shift: in
 
     x: (N, C, H, W), uint8 or any dtype; key: int64 (N, 4) of fastgen.noise_key, on x's device. The moves are whole
     pixels, uniform in [-shift, shift] downwards and to the right; edge pixels are repeated. Returns x's shape and
-    dtype; x itself when flip is False and shift 0. Each image's draw depends on its row of the key alone.
+    dtype; x itself, of any shape, when flip is False and shift 0. Each image's draw depends on its row of the key alone.
     Raises ValueError for an x that is not (N, C, H, W) and for a negative shift.
     """
-    if x.ndim != 4 or shift < 0:
-        raise ValueError(f"augment: x must be (N, C, H, W) and shift at least 0, got {tuple(x.shape)} and {shift}")
     if not flip and shift == 0:
         return x
+    if x.ndim != 4 or shift < 0:
+        raise ValueError(f"augment: x must be (N, C, H, W) and shift at least 0, got {tuple(x.shape)} and {shift}")
     n, c, h, w = x.shape
     u = philox_uniform((n, 3), key)
     # fp32 may round u·(2·shift + 1) up to its bound: clamp.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -13,9 +14,14 @@ class NoTestSplit(ValueError):
 
 
 class ImageDataset(ABC):
-    """Images of one shape, (C, H, W), perhaps with labels, to be had in batches. len(): how many."""
+    """Samples of one shape, perhaps with labels, to be had in batches. len(): how many.
+
+    kind: "images", uint8 (C, H, W), or "values", fp32: rows of a table, (F,), or signals, (C, L), in their own units. features:
+    the names of the features F or channels C of values, None where they have none."""
 
     shape: tuple[int, ...]
+    kind: Literal["images", "values"] = "images"
+    features: tuple[str, ...] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -46,7 +52,8 @@ class ImageDataset(ABC):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield (image, label) for ever: uint8 (batch_size, C, H, W) and int64 (batch_size,) or None, on `device`.
+        """Yield (image, label) for ever: uint8 (batch_size, C, H, W), or fp32 values, and int64 (batch_size,) or None, on
+        `device`.
 
         seed: with the number of the epoch, all that the order depends on. start: samples already consumed, over
         all ranks; the iterator goes on as one that was never stopped. workers: processes or threads that decode;

@@ -31,6 +31,8 @@ class IndexedDataset(ImageDataset):
         self.source, self.resident = source, resident
         self.reader = Reader(source, max_broken)
         self.shape = self.reader.shape
+        self.kind = "images" if self.reader.dtype == np.uint8 else "values"
+        self.features = source.features if isinstance(source, ArraySource) else None
         self._tensors: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def __len__(self) -> int:
@@ -68,7 +70,7 @@ class IndexedDataset(ImageDataset):
             return self.resident
         if device in self._tensors:
             return True
-        size = len(self) * int(np.prod(self.shape))
+        size = len(self) * int(np.prod(self.shape)) * self.reader.dtype.itemsize
         in_memory = isinstance(self.source, ArraySource) or size <= free_memory(torch.device("cpu")) // 4
         on_device = device.type != "cuda" or size <= free_memory(device) // 4
         return in_memory and on_device and self.source.fixed
@@ -81,8 +83,8 @@ class IndexedDataset(ImageDataset):
 
     def _read_all(self, workers: int) -> Batch:
         if isinstance(self.source, ArraySource):
-            return self.source.images, self.source.labels
-        images = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+            return self.source.samples, self.source.labels
+        images = torch.empty(len(self), *self.shape, dtype=torch.uint8 if self.kind == "images" else torch.float32)
         labels: list[Any] = []
         chunks = [list(range(i, min(i + CHUNK, len(self)))) for i in range(0, len(self), CHUNK)]
         for chunk, (image, label) in zip(chunks, self._read_in_order(chunks, workers), strict=True):

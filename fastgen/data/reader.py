@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-Batch = tuple[torch.Tensor, torch.Tensor | None]  # uint8 (B, C, H, W), int64 (B,) or None
+Batch = tuple[torch.Tensor, torch.Tensor | None]  # uint8 (B, C, H, W) or fp32 (B, *shape), int64 (B,) or None
 Read = tuple[torch.Tensor, torch.Tensor | None, dict[int, str]]  # a batch and the broken images met so far
 
 
@@ -30,7 +30,7 @@ class Source(Protocol):
         """What to call this sample in a message."""
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
-        """Image uint8 (C, H, W) and label; raises BrokenImage."""
+        """Image uint8 (C, H, W), or values fp32, and label; raises BrokenImage."""
 
 
 class Reader(Dataset):
@@ -41,6 +41,7 @@ class Reader(Dataset):
         self.broken: dict[int, str] = {}  # index: reason
         image, label = self._read_good(0)
         self.shape: tuple[int, ...] = image.shape
+        self.dtype = image.dtype
         self._labelled = label is not None
 
     def __getitems__(self, indices: Iterable[int]) -> Read | ValueError:
@@ -51,7 +52,8 @@ class Reader(Dataset):
             return error
 
     def read(self, indices: Iterable[int]) -> Read:
-        """Images uint8 (B, C, H, W), labels int64 (B,) or None, and the broken images this reader has met."""
+        """Images uint8 (B, C, H, W) or values fp32 (B, *shape), labels int64 (B,) or None, and the broken images this reader has
+        met."""
         images, labels = zip(*(self._read_checked(int(index)) for index in indices), strict=True)
         label = None if labels[0] is None else torch.tensor(labels, dtype=torch.int64)
         return torch.from_numpy(np.stack(images)), label, dict(self.broken)

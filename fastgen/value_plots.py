@@ -1,0 +1,50 @@
+"""Pictures of values, real ones beside drawn ones. Without matplotlib there are none."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SIGNALS = 6  # of each kind
+
+
+def plot_values(path: Path, real: Tensor, drawn: Tensor, labels: Tensor | None) -> bool:
+    """Writes a PNG of values as a network sees them, each (N, C, L), and both with the labels (N,): of rows (L = 1) the first two
+    principal components of the real ones; of signals some as lines, a colour a channel. False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    plot = _rows if real.shape[2] == 1 else _signals
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    plot(figure, real, drawn, None if labels is None else labels.numpy())
+    figure.savefig(path, dpi=100)
+    return True
+
+
+def _rows(figure, real: Tensor, drawn: Tensor, labels) -> None:
+    center, directions = _principal(real.flatten(1))
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, name, rows in zip(panels, ("real", "drawn"), (real, drawn), strict=True):
+        x, y = ((rows.flatten(1) - center) @ directions).T
+        axes.scatter(x, y, s=8, alpha=0.6, c=labels, cmap="tab10" if labels is not None and labels.max() < 10 else "viridis")
+        axes.set(title=f"{name}, {len(rows)} rows", xlabel="first principal component")
+    panels[0].set(ylabel="second")
+
+
+def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (F,) and the first two principal directions (F, 2) of rows (N, F); zeros where there is no second."""
+    center = rows.mean(0)
+    directions = torch.linalg.svd(rows - center, full_matrices=False).Vh[:2].T
+    return center, torch.nn.functional.pad(directions, (0, 2 - directions.shape[1]))
+
+
+def _signals(figure, real: Tensor, drawn: Tensor, labels) -> None:
+    panels = figure.subplots(SIGNALS, 2, sharex=True, sharey=True, squeeze=False)
+    for column, (name, signals) in enumerate((("real", real), ("drawn", drawn))):
+        for i in range(SIGNALS):
+            axes = panels[i, column]
+            if i < len(signals):
+                axes.plot(signals[i].T, linewidth=0.8)
+                axes.set(ylabel="" if labels is None or column else str(labels[i]), yticks=[])
+        panels[0, column].set(title=name)
