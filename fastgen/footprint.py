@@ -45,10 +45,7 @@ def footprint(
     with FakeTensorMode(), on_fake_tensors():
         model = MODELS[description["model"]](**description["arguments"])
         objective = make_objective(config, model)
-        if values is None:
-            x0 = torch.zeros(samples, *shape, dtype=torch.uint8)
-        else:
-            x0 = torch.zeros(samples, *values.network_shape)
+        x0 = torch.zeros(samples, *shape, dtype=torch.uint8) if values is None else torch.zeros(samples, *values.network_shape)
         labels = None if num_classes is None else torch.zeros(samples, dtype=torch.int64)
         with autocast(torch.device("cpu"), precision):
             activations = saved_bytes(lambda: objective(x0, labels, key=noise_key(0, samples=samples)).sum(), model)

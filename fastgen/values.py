@@ -18,8 +18,8 @@ CHUNK = 4096  # rows measured at a time
 
 @dataclass(frozen=True)
 class Values:
-    """What a run knows of its values. `shape`: (F,), that of a table's rows, or (C, L), that of signals. `mean` and `std`: of each
-    feature or channel over the training split, std 0 where it is constant. `features`: their names, None where they have none."""
+    """What a run knows of its values. `shape`: (F,), that of a table's rows, or (C, L), that of signals. `mean` and `std`: of
+    each feature or channel over the training split, std 0 where it is constant. `features`: their names, None without."""
 
     shape: tuple[int, ...]
     mean: tuple[float, ...]

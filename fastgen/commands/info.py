@@ -59,11 +59,12 @@ def _memory(preset: str, batch: int | None) -> dict[str, str]:
     if batch is not None:
         config = dataclasses.replace(config, batch_size=batch)
     source = config.data
-    kind, values = "images", None
+    what, values = "images", None
     if source.source:
         data = open_dataset(source.source, size=source.size, channels=source.channels, kind=source.kind)
-        shape, num_classes, kind = data.shape, data.num_classes, data.kind
-        values = measure(data) if isinstance(data, IndexedDataset) and kind == "values" else None
+        shape, num_classes = data.shape, data.num_classes
+        if isinstance(data, IndexedDataset) and data.kind == "values":
+            what, values = "rows of" if len(shape) == 1 else "signals", measure(data)
     else:
         assert source.size is not None  # a preset without images has their size
         shape, num_classes = (source.channels or 3, source.size, source.size), None
@@ -73,7 +74,7 @@ def _memory(preset: str, batch: int | None) -> dict[str, str]:
     classes = "" if num_classes is None else f", {num_classes} classes"
     parts = "" if config.accumulation == 1 else f" in {config.accumulation} parts"
     rows = {
-        "batch": f"{config.batch_size} {kind} {'x'.join(map(str, shape))}{classes}{parts}",
+        "batch": f"{config.batch_size} {what} {'x'.join(map(str, shape))}{classes}{parts}",
         "parameters": f"{held.parameters:,}",
         "weights": _megabytes(held.weights),
         "gradients": _megabytes(held.gradients),

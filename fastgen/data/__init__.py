@@ -89,12 +89,12 @@ def _open_path(source: str | Path, split: str, size: int | None, channels: int |
     if source in TABLES:
         if kind == "images":
             raise ValueError(f'kind must be "values" or "auto" for "{source}", which is a table, got "images"')
-        table, *described = load_table(str(source), split)
-        return ArraySource(table, conversion(table, str(source), "values", size, channels), *described)
+        table, labels, classes, features = load_table(str(source), split)
+        return ArraySource(table, conversion(table, str(source), "values", size, channels), labels, features, classes)
     if source in SETS:
         _expect_images(kind, f'"{source}"')
-        images, labels = load_packaged(str(source), split)
-        return ArraySource(images, conversion(images, str(source), "images", size, channels), labels)
+        array, labels = load_packaged(str(source), split)
+        return ArraySource(array, conversion(array, str(source), "images", size, channels), labels)
     if path.is_dir():
         _expect_images(kind, f"the folder {path}")
     if is_saved(path):
@@ -104,8 +104,8 @@ def _open_path(source: str | Path, split: str, size: int | None, channels: int |
     if not path.exists():
         raise _not_found(str(source))
     if path.suffix == ".npz":
-        array, labels, features = load_npz(path, split)
-        return ArraySource(array, conversion(array, str(path), kind, size, channels), labels, features=features)
+        stored, targets, names = load_npz(path, split)
+        return ArraySource(stored, conversion(stored, str(path), kind, size, channels), targets, names)
     if path.suffix != ".npy":
         raise ValueError(f"open_dataset: source must be a folder, a .npy or a .npz; got the file {path}")
     if split == "test":

@@ -33,8 +33,8 @@ class ArraySource:
         array: np.ndarray,
         convert: Convert,
         labels: Any = None,
-        classes: list[str] | None = None,
         features: np.ndarray | None = None,
+        classes: list[str] | None = None,
     ):
         self.samples = torch.from_numpy(_convert(array, convert))
         self.labels = None if labels is None else torch.from_numpy(check_labels(labels, len(array)))

@@ -7,20 +7,20 @@ import numpy as np
 from fastgen.data.packaged import find_packaged, held_out
 
 
-def _names(text: str) -> list[str]:
-    return text.replace(",", " ").split()
+def _names(pattern: str, names: str) -> list[str]:
+    return [pattern.format(" ".join(name.split())) for name in names.split(",")]
 
 
-_WINE = """alcohol, malic_acid, ash, alcalinity_of_ash, magnesium, total_phenols, flavanoids, nonflavanoid_phenols, proanthocyanins,
-color_intensity, hue, od280/od315_of_diluted_wines, proline"""
-_CELL = "radius, texture, perimeter, area, smoothness, compactness, concavity, concave_points, symmetry, fractal_dimension"
+_WINE = """alcohol, malic_acid, ash, alcalinity_of_ash, magnesium, total_phenols, flavanoids, nonflavanoid_phenols,
+    proanthocyanins, color_intensity, hue, od280/od315_of_diluted_wines, proline"""
+_CELL = "radius, texture, perimeter, area, smoothness, compactness, concavity, concave points, symmetry, fractal dimension"
 
 TABLES = {
     # name: (file inside scikit-learn, names of its features)
-    "wine": ("datasets/data/wine_data.csv", _names(_WINE)),
+    "wine": ("datasets/data/wine_data.csv", _names("{}", _WINE)),
     "breast_cancer": (
         "datasets/data/breast_cancer.csv",
-        [f"{statistic}_{name}" for statistic in ("mean", "error", "worst") for name in _names(_CELL)],
+        _names("mean {}", _CELL) + _names("{} error", _CELL) + _names("worst {}", _CELL),
     ),
 }
 
@@ -32,6 +32,6 @@ def load_table(name: str, split: str) -> tuple[np.ndarray, np.ndarray, list[str]
     with find_packaged(name, "sklearn", file).open(newline="") as lines:
         header, *rows = csv.reader(lines)
     table = np.array(rows, dtype=np.float64)
-    values, labels, classes = table[:, :-1], table[:, -1].astype(np.int64), header[2:]
+    values, labels = table[:, :-1], table[:, -1].astype(np.int64)
     keep = np.ones(len(labels), bool) if split == "all" else held_out(labels) == (split == "test")
-    return values[keep], labels[keep], classes, np.array(features)
+    return values[keep], labels[keep], header[2:], np.array(features)
