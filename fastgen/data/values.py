@@ -28,7 +28,7 @@ def to_values(array: np.ndarray) -> np.ndarray:
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"values must be finite in fp32, got {array[place]} in column {place[1]}: leave such rows out, or fill gaps"
+            f"values must be finite in fp32, got {array[place]} in column {place[1]}: leave out such rows, or fill them"
         )
     return values
 
