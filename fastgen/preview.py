@@ -17,12 +17,12 @@ from fastgen.models import VariationalAutoencoder
 from fastgen.pixels import from_uint8, to_uint8
 from fastgen.run import Run, make_diffusion
 from fastgen.sampling import Sampling
-from fastgen.value_plots import plot_values
+from fastgen.value_plots import SIGNALS, plot_values
 from fastgen.values import Values
 
 ROWS = 8
 GUIDANCE = 1.25
-MOST = 500  # values in a picture
+ROWS_OF_A_TABLE = 500
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def save_samples(path: Path, run: Run) -> None:
 
 
 def save_values_drawn(path: Path, run: Run, data: ImageDataset) -> None:
-    """A picture of values of the training split, at most 500, and of as many drawn ones with the same labels and the same noise
-    every time; data: as the network sees them."""
+    """A picture of 500 rows or 6 signals of the training split, or all, and of as many drawn ones with the same labels, of the
+    same noise every time; data: as the network sees them."""
     assert run.values is not None
-    n = min(len(data), MOST)
+    n = min(len(data), ROWS_OF_A_TABLE if len(run.shape) == 1 else SIGNALS)
     real, labels = next(data.batches(n, device=run.device, workers=0))
     drawn, _ = run.sample(n, label=None if labels is None else labels.tolist(), batch_size=n)
     plot_values(path, real.cpu(), run.values.to_network(drawn), None if labels is None else labels.cpu())

@@ -32,8 +32,8 @@ from fastgen.values import Values, for_values, from_document, to_document
 @dataclass(frozen=True)
 class Run:
     """A trained model. `model` has the averaged weights and is in eval mode; `diffusion` is None for a VAE; `shape` is (C, H, W),
-    or that of `values`, which are None for images; `classes` are their names, None without labels; `step` is the
-    checkpoint's."""
+    or that of `values`, which are None for images and whose `to_network` gives what the model takes; `classes` are their names,
+    None without labels; `step` is the checkpoint's."""
 
     path: Path
     config: TrainConfig

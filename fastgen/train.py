@@ -88,12 +88,12 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     expect("data.source", config.data.source, config.data.source, "images: give a folder of them, --data.source FOLDER")
     data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels, kind=config.data.kind)
     held_out = open_held_out(config.data.source, data, config.data.size)
-    if isinstance(config.model, DiffusersConfig) and config.model.unet.get("num_class_embeds") is None:
-        data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     values = None
     if isinstance(data, IndexedDataset) and data.kind == "values":
-        values = (find_values(out) if resume else None) or measure(data)  # a run that goes on keeps what it began with
+        values = (find_values(out) if resume else None) or measure(data)  # a run that goes on keeps those that it began with
         data, held_out = Standardized(data, values), None if held_out is None else Standardized(held_out, values)
+    if isinstance(config.model, DiffusersConfig) and config.model.unet.get("num_class_embeds") is None:
+        data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     description = describe(config, data.shape, data.num_classes, data.classes, values)
 
     torch.manual_seed(config.seed)

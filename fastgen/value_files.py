@@ -13,6 +13,7 @@ from fastgen.values import Values
 
 
 def default_name(values: Values) -> str:
+    """Of the file that samples go to."""
     return "samples.csv" if len(values.shape) == 1 else "samples.npz"
 
 

@@ -27,7 +27,7 @@ def _rows(figure, real: Tensor, drawn: Tensor, labels) -> None:
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, name, rows in zip(panels, ("real", "drawn"), (real, drawn), strict=True):
         x, y = ((rows.flatten(1) - center) @ directions).T
-        axes.scatter(x, y, s=8, alpha=0.6, c=labels, cmap="tab10" if labels is not None and labels.max() < 10 else "viridis")
+        axes.scatter(x, y, s=8, alpha=0.6, **({} if labels is None else {"c": labels, "cmap": "viridis"}))
         axes.set(title=f"{name}, {len(rows)} rows", xlabel="first principal component")
     panels[0].set(ylabel="second")
 

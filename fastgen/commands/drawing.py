@@ -65,8 +65,9 @@ def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> 
 
     run = load(options.run, step=options.step, device=options.device)
     guide = None if options.guide is None else load(options.guide, device=options.device)
-    if run.values is None or not of_values:
+    if not of_values:
         expect_run_of_images(run)
+    if run.values is None:
         out = options.out or options.run / name
         images.check_out(out)
     else:

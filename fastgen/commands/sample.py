@@ -31,10 +31,9 @@ def main(arguments: list[str]) -> None:
     shown = nullcontext() if options.cuda_graph else watched(options, out, options.n * options.settings.steps)
     with shown as callback:
         drawn, labels = run.sample(options.n, first=options.first, cuda_graph=options.cuda_graph, callback=callback, **shared)
-    if run.values is not None:
+    if run.values is None:
+        every_class = not options.label and labels is not None and run.num_classes is not None and run.num_classes <= 16
+        save_images(out, drawn, labels, columns=run.num_classes if every_class else None)
+    else:
         save_values(out, drawn, labels, run.values)
-        print(out)
-        return
-    every_class = not options.label and labels is not None and run.num_classes is not None and run.num_classes <= 16
-    save_images(out, drawn, labels, columns=run.num_classes if every_class else None)
     print(out)
