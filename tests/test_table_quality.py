@@ -47,7 +47,7 @@ def test_rows_have_the_means_deviations_and_correlations_of_real_ones(table):
     usual = sum((draw.T.corrcoef() - correlations).abs().max() for draw in draws) / 100  # 0.18
     difference, mean, std = (rows.T.corrcoef() - correlations).abs().max(), rows.mean(0), rows.std(0)
     print(
-        f"correlations {difference:.3f}, bootstrap {usual:.3f}; mean {mean.abs().max():.3f}; std {std.min():.2f} to {std.max():.2f}"
+        f"correlations {difference:.3f}, bootstrap {usual:.3f}, mean {mean.abs().max():.3f}, std {std.min():.2f}-{std.max():.2f}"
     )
     assert difference <= usual  # 0.09 to 0.13 on three seeds
     assert mean.abs().max() <= 0.25  # 0.10 to 0.14
