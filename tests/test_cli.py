@@ -201,7 +201,7 @@ def test_a_bad_config_file_is_named(text, said, refused, tmp_path):
         ("--data.size 9", "got 9x9; set data.size"),
         (
             "--data.source dgits",
-            '(mnist, digits), a folder, or a file; did you mean "digits"?',
+            'breast_cancer), a folder, or a file; did you mean "digits"?',
         ),
         ("--data.source no/such/folder", 'source "no/such/folder" is not a known data set'),
         ("--data.source text", "source must be a folder, a .npy or a .npz; got the file text"),
