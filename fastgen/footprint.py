@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastgen.config import TrainConfig
+from fastgen.config import DiffusersConfig, TrainConfig
 from fastgen.device import autocast, cast
+from fastgen.errors import expect
 from fastgen.functional import noise_key
 from fastgen.models import MODELS
 from fastgen.run import describe
@@ -38,13 +39,16 @@ def footprint(config: TrainConfig, shape: tuple[int, ...], num_classes: int | No
     """Of a configuration's model and batch, for images of a shape (C, H, W), on one GPU where every op takes its kernel.
 
     precision: "fp32", "bf16", "bf16_weights" or "fp16", autocast as it is on a CPU, which casts nearly as CUDA's does. Raises
-    ValueError for images that the model cannot take.
+    ValueError for images that the model cannot take, and for a UNet of diffusers, which is not known to take the kernels.
     """
+    ours = not isinstance(config.model, DiffusersConfig)
+    expect("model", type(config.model).__name__, ours, "a model of fastgen's own")
     description = describe(config, shape, num_classes, None if num_classes is None else [""] * num_classes)
     samples = config.batch_size // config.accumulation
-    with FakeTensorMode(), on_fake_tensors():
+    with FakeTensorMode(allow_non_fake_inputs=True), on_fake_tensors():
         model = cast(MODELS[description["model"]](**description["arguments"]), precision)
-        objective = make_objective(config, model)
+        with unset_fake_temporarily():  # a schedule is made of numbers
+            objective = make_objective(config, model)
         images = torch.zeros(samples, *shape, dtype=torch.uint8)
         labels = None if num_classes is None else torch.zeros(samples, dtype=torch.int64)
         with autocast(torch.device("cpu"), precision):
