@@ -97,8 +97,8 @@ class Row:
 
 
 class Counter(TorchDispatchMode):
-    """Counts operations, of which fastgen's are one each, for the part that is named at the time; views, metadata, allocations and
-    what the host computes, on tensors with data, are none."""
+    """Counts operations, of which fastgen's are one each, for the part that is named at the time. Views, metadata, allocations
+    and what is computed on tensors with data, as the host does, are none."""
 
     def __init__(self, part: str = "") -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastgen import UNet
 from fastgen.cli import main
-from fastgen.config import UNetConfig
+from fastgen.config import DiffusersConfig, DiffusionConfig, UNetConfig
 from fastgen.device import autocast, cast
 from fastgen.footprint import footprint, saved_bytes
 from fastgen.functional import noise_key
@@ -88,6 +88,20 @@ def test_weights_and_what_follows_them(precision, config, monkeypatch, tmp_path)
     expected = [counted.weights, counted.gradients, counted.optimizer, counted.average - copies[0]]
     assert held == [expected] * 2
     assert counted.total == sum(expected) + copies[0] + counted.activations
+
+
+def test_a_schedule_is_made_of_numbers():
+    """As a chain of betas is, which looks at them."""
+    linear = dataclasses.replace(LABELLED, model=SMALL, diffusion=DiffusionConfig("linear", "eps"))
+    flow = dataclasses.replace(LABELLED, model=SMALL)
+    counted = [footprint(config, (1, 8, 8), 10, "bf16_weights") for config in (linear, flow)]
+    assert counted[0].activations == pytest.approx(counted[1].activations, rel=0.01)
+
+
+def test_a_unet_of_diffusers_is_refused():
+    config = dataclasses.replace(LABELLED, model=DiffusersConfig(), diffusion=DiffusionConfig("linear", "eps"))
+    with pytest.raises(ValueError, match="model: expected a model of fastgen's own, got 'DiffusersConfig'"):
+        footprint(config, (1, 8, 8), 10, "bf16_weights")
 
 
 def test_kernels_are_taken_inside_alone():
