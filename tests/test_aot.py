@@ -37,6 +37,7 @@ def assert_clean(reports, process):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_kernels_of_training_and_sampling(tmp_path):
     reports, process = aot(tmp_path, "--main", "--cc", 90)
     assert_clean(reports, process)

@@ -1,13 +1,17 @@
 """What the benchmarks compute with, by clocks that the tests turn; a measurement as on a GPU, with the GPU played."""
 
 import json
+import multiprocessing
+import os
 import statistics
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import clocks, ops, roof
+from benchmarks.apart import apart
 from benchmarks.cases import CASES
 from benchmarks.timing import Row, interleaved, readable, rows
 
@@ -51,6 +55,27 @@ def test_the_wall_clock_is_divided_among_the_calls(monkeypatch):
         now += 3.0
 
     assert clocks.wall([call, call])() == 3.0
+
+
+def who(path):
+    with open(path, "a") as file:
+        print(os.getpid(), file=file)
+
+
+def test_what_runs_apart_has_a_process_of_its_own(tmp_path):
+    """Which makes it once, runs it each time, and ends."""
+    with apart({name: partial(partial, who, tmp_path / name) for name in "ab"}) as stopwatches:
+        seconds = interleaved(stopwatches, rounds=2, warmup=1)
+    assert all(len(readings) == 2 and min(readings) > 0 for readings in seconds.values())
+    processes = [(tmp_path / name).read_text().split() for name in "ab"]
+    assert [len(runs) for runs in processes] == [3, 3]
+    assert len({*processes[0], *processes[1], str(os.getpid())}) == 3
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_of_a_maker_is_told():
+    with pytest.raises(ZeroDivisionError), apart({"a": partial(divmod, 1, 0)}):
+        pass
 
 
 class PlayedGPU:

@@ -66,6 +66,15 @@ def test_optimized_it_is_the_same_and_is_written_the_same(tmp_path):
     torch.testing.assert_close(DiffusersUNet(again, DDPM)(X, T), expected)
 
 
+def test_a_new_one_is_optimized():
+    net = DiffusersUNet.from_config(dict(tiny_diffusers.unet().config) | {"_class_name": "UNet2DModel"}, DDPM)
+    assert fastgen.optimize(net).changed == ()  # there is nothing left to do
+    plain = DiffusersUNet(tiny_diffusers.unet(), DDPM)
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net(X, T), plain(X, T))
+
+
 def test_labels_with_a_null_label():
     net = DiffusersUNet(tiny_diffusers.unet(num_class_embeds=11), DDPM, num_classes=10).eval()
     label = torch.tensor([3, 10, 9])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgen.dropin import optimize
 from fastgen.errors import expect
 from fastgen.interchange.files import read_config, read_unet
 from fastgen.interchange.scheduler import schedule_of
@@ -39,9 +40,11 @@ class DiffusersUNet(nn.Module):
 
     @classmethod
     def from_config(cls, unet: dict[str, Any], scheduler: dict[str, Any], num_classes: int | None = None) -> "DiffusersUNet":
-        """A network with new weights, from the configurations of a UNet and of a scheduler."""
+        """A network with new weights, of the configurations of a UNet and a scheduler, and optimized as by `fastgen.optimize`."""
         check_unet(unet)
-        return cls(getattr(import_diffusers(), unet["_class_name"]).from_config(unet), scheduler, num_classes)
+        model = getattr(import_diffusers(), unet["_class_name"]).from_config(unet)
+        optimize(model, channels_last=False)  # whoever places the network on a device lays it out
+        return cls(model, scheduler, num_classes)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, scheduler: Any = None, num_classes: int | None = None) -> "DiffusersUNet":
