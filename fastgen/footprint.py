@@ -39,7 +39,7 @@ def footprint(config: TrainConfig, shape: tuple[int, ...], num_classes: int | No
     """Of a configuration's model and batch, for images of a shape (C, H, W), on one GPU where every op takes its kernel.
 
     precision: "fp32", "bf16", "bf16_weights" or "fp16", autocast as it is on a CPU, which casts nearly as CUDA's does. Raises
-    ValueError for images that the model cannot take, and for a UNet of diffusers, which is not known to take the kernels.
+    ValueError for images that the model cannot take, and for a UNet of diffusers, which cannot be built without data.
     """
     ours = not isinstance(config.model, DiffusersConfig)
     expect("model", type(config.model).__name__, ours, "a model of fastgen's own")

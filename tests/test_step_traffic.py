@@ -3,17 +3,16 @@
 import pytest
 import torch
 
-from benchmarks import model_traffic
-from benchmarks.step_traffic import LOSS, NETWORK, OPTIMIZER, PARTS, PRODUCTS, STEPS, rows, table
-from fastgen_kernels.dispatch import on_fake_tensors
-
 pytest.importorskip("diffusers")
 pytest.importorskip("tyro")  # of training
 
+from benchmarks import model_traffic
+from benchmarks.step_traffic import LOSS, NETWORK, OPTIMIZER, PARTS, PRODUCTS, STEPS, rows, table
+from fastgen_kernels.dispatch import on_fake_tensors
+from tests import tiny_diffusers
+
 
 def build():
-    from tests import tiny_diffusers
-
     return tiny_diffusers.unet(), (torch.randn(2, 1, 8, 8), torch.randint(0, 1000, (2,)))
 
 
