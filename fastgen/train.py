@@ -105,7 +105,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     objective = distribute(objective, device, shards=shards)
     lr = torch.tensor(config.lr, device=device)  # where a CUDA graph can read it
     optimizer = AdamWEMA(model.parameters(), lr, config.betas, weight_decay=config.weight_decay, clip=config.clip, ema=config.ema)
-    optimizer.load_master_state_dict(model, averaged.state_dict())  # as they were before they were cast
+    if precision == "bf16_weights":
+        optimizer.load_master_state_dict(model, averaged.state_dict())  # as they were before they were cast
     scaler = GradScaler(device.type, enabled=precision == "fp16")
     if rank() > 0:
         torch.manual_seed(config.seed + rank())  # of dropout, which is to differ

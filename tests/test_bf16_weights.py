@@ -27,7 +27,7 @@ UNET = dataclasses.replace(
 )
 VAE = dataclasses.replace(tiny_runs.VAE, precision="bf16_weights", log_every=1)
 CONV_VAE = dataclasses.replace(VAE, model=ConvVAEConfig(latent_dim=4, channels=8, multipliers=(1, 2), groups=4))
-CONFIGS = pytest.mark.parametrize("config", [UNET, VAE, CONV_VAE], ids=["unet", "vae", "conv_vae"])
+CONFIGS = pytest.mark.parametrize("config", [UNET, CONV_VAE], ids=["unet", "conv_vae"])
 STILL = {"steps": 1, "warmup": 0, "lr": 1e-12}  # weights stay what they are, to 1e-12
 
 
