@@ -9,6 +9,7 @@ and then mostly from L2. Convolutions, matrix products and attention are reporte
 
 import argparse
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ if __name__ == "__main__":
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgen
@@ -96,31 +97,37 @@ class Row:
 
 
 class Counter(TorchDispatchMode):
-    """Counts operations, of which fastgen's are one each; views, metadata and allocations are none."""
+    """Counts operations, of which fastgen's are one each, for the part that is named at the time. Views, metadata, allocations
+    and what is computed on tensors with data, as the host does, are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: str = "") -> None:
         super().__init__()
-        self.count = Count()
+        self.part = part
+        self.parts: dict[str, Count] = defaultdict(Count)
+
+    @property
+    def count(self) -> Count:
+        return sum(self.parts.values(), Count())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         outputs = func(*args, **(kwargs or {}))
         read, written = operands(func, args, kwargs or {}, outputs)
-        if func.namespace != "prim" and (read or written):
+        if func.namespace != "prim" and any(isinstance(x, FakeTensor) for x in (*read, *written)):
             size = sum(distinct_bytes(x) for x in (*read, *written))
             outside = not func.overloadpacket.__name__.startswith(PRODUCTS)
-            self.count += Count(1, size, outside, size * outside)
+            self.parts[self.part] += Count(1, size, outside, size * outside)
         return outputs
 
 
 def rows(name: str) -> Iterator[Row]:
     """Forward, and forward with backward."""
-    counts = zip(_passes(MODELS[name], optimized=False), _passes(MODELS[name], optimized=True), strict=True)
+    counts = zip(passes(MODELS[name], optimized=False), passes(MODELS[name], optimized=True), strict=True)
     (forward, optimized_forward), (backward, optimized_backward) = counts
     yield Row(name, "forward", forward, optimized_forward)
     yield Row(name, "forward + backward", forward + backward, optimized_forward + optimized_backward)
 
 
-def _passes(build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]], *, optimized: bool) -> tuple[Count, Count]:
+def passes(build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]], *, optimized: bool) -> tuple[Count, Count]:
     """Forward and backward, after `optimize` in channels_last, as it is on a GPU."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, (images, *rest) = build()

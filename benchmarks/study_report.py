@@ -119,6 +119,7 @@ def readable(size: int) -> str:
 
 def plot(record: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(11, 8), layout="constrained")
     (times, drawn), (weighted, averaged) = figure.subplots(2, 2)
@@ -142,8 +143,9 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     for axes in (drawn, weighted):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     figure.savefig(path, dpi=110)
 
 

@@ -148,8 +148,10 @@ class TrainConfig:
     ema: float = 0.9999
     """Decay of the weights' moving average, which samples are drawn with; it warms up as (1 + step) / (10 + step)."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 autocast where the processor or GPU computes in it, fp16 with scaled gradients on other GPUs."""
+    precision: Literal["auto", "fp32", "bf16", "bf16_weights", "fp16"] = "auto"
+    """auto: bf16 autocast where the processor or GPU computes in it, fp16 with scaled gradients on other GPUs. bf16_weights: bf16
+    autocast of a model in bf16, whose weights are rounded from fp32 ones that the optimizer keeps, so that nothing is cast to
+    compute with it. Gradients are then bf16, also summed over accumulation's parts and over ranks. What is saved is fp32."""
     device: str = "auto"
     """auto: cuda where there is one, else cpu."""
     compile: bool = False

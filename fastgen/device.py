@@ -27,6 +27,14 @@ def place(model: nn.Module, device: torch.device, *, channels_last: bool = True)
     return model.to(device)
 
 
+def cast(model: nn.Module, precision: str) -> nn.Module:
+    """The model, its weights in bf16 for "bf16_weights" and as they are for all else."""
+    if precision == "bf16_weights":
+        for p in model.parameters():
+            p.data = p.data.to(torch.bfloat16)  # model.to would cast buffers too, and takes no tensors without data
+    return model
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware: on others bf16 is slower than fp32."""
     if device.type == "cuda":
@@ -40,14 +48,14 @@ def computes_fp16(device: torch.device) -> bool:
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """ "auto" is bf16 where the device computes it, else fp16 where it computes that, else fp32."""
+    """ "auto" is bf16 where the device computes it, else fp16 where it computes that, else fp32; another is itself."""
     if precision != "auto":
         return precision
     return "bf16" if computes_bf16(device) else "fp16" if computes_fp16(device) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to what `resolve_precision` gives; a context that does nothing for fp32."""
+    """Autocast to what `resolve_precision` gives, to bf16 for "bf16_weights"; a context that does nothing for fp32."""
     precision = resolve_precision(device, precision)
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

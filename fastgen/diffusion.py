@@ -28,6 +28,19 @@ class Preconditioning(NamedTuple):
     c_out: Tensor
 
 
+class Terms(NamedTuple):
+    """What the loss needs of t, each (N,): x_t = alpha·x0 + sigma·eps, which the network reads times c_in, or as it is; what its
+    output is compared with, as denoising_loss takes it; and the weight of the squared error."""
+
+    alpha: Tensor
+    sigma: Tensor
+    c_in: Tensor | None
+    target: Target
+    target_alpha: Tensor
+    target_sigma: Tensor
+    weight: Tensor
+
+
 def _eps(alpha: Tensor, sigma: Tensor) -> Preconditioning:
     """eps = (x_t - alpha·x0) / sigma (DDPM, arXiv:2006.11239, eq. 9)."""
     return Preconditioning(None, 1 / alpha, -sigma / alpha)
@@ -132,21 +145,22 @@ class Diffusion:
 
     def preconditioning(self, t: Tensor) -> Preconditioning:
         """The coefficients that turn the network's output at t into x0_hat, each of t's shape."""
-        return PREDICTIONS[self.prediction](self.schedule.alpha(t), self.schedule.sigma(t))
+        return PREDICTIONS[self.prediction](*self.schedule.marginal(t))
+
+    def terms(self, t: Tensor) -> Terms:
+        """What training needs of t (N,), from one look at the schedule."""
+        alpha, sigma = self.schedule.marginal(t)
+        c_in, _, c_out = PREDICTIONS[self.prediction](alpha, sigma)
+        weight = WEIGHTINGS[self.weighting](self.schedule, t, c_out)
+        if self.prediction != "edm":
+            return Terms(alpha, sigma, c_in, self.prediction, alpha, sigma, weight)
+        # (x0 - c_skip·x_t) / c_out is a v of other coefficients.
+        assert c_in is not None
+        return Terms(alpha, sigma, c_in, "v", -SIGMA_DATA * alpha * c_in, -sigma / SIGMA_DATA * c_in, weight)
 
     def weight(self, t: Tensor) -> Tensor:
         """The weight of the prediction's squared error at t, of t's shape."""
-        return WEIGHTINGS[self.weighting](self.schedule, t, self.preconditioning(t).c_out)
-
-    def target(self, t: Tensor) -> tuple[Target, Tensor, Tensor]:
-        """What the prediction at t is compared with, as q_sample and denoising_loss take it: target, alpha and sigma."""
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        if self.prediction != "edm":
-            return self.prediction, alpha, sigma
-        # (x0 - c_skip·x_t) / c_out is a v of other coefficients.
-        c_in = PREDICTIONS["edm"](alpha, sigma).c_in
-        assert c_in is not None
-        return "v", -SIGMA_DATA * alpha * c_in, -sigma / SIGMA_DATA * c_in
+        return self.terms(t).weight
 
     def denoiser(self, net: nn.Module, **options: Any) -> Denoiser:
         """denoise(x_t, t) -> x0_hat for the samplers; the options are those of `fastgen.denoiser.Denoiser`: label, context,

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastgen.config import TrainConfig
-from fastgen.device import autocast
+from fastgen.config import DiffusersConfig, TrainConfig
+from fastgen.device import autocast, cast
+from fastgen.errors import expect
 from fastgen.functional import noise_key
 from fastgen.models import MODELS
 from fastgen.run import describe
@@ -26,9 +27,13 @@ class Footprint:
     parameters: int  # how many
     weights: int
     gradients: int
-    optimizer: int  # AdamW's two moments
-    average: int
+    optimizer: int  # AdamW's two moments, and the masters of weights in bf16
+    average: int  # and the copy of it that samples are drawn with
     activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
 def footprint(
@@ -37,21 +42,25 @@ def footprint(
     """Of a configuration's model and batch, for images of a shape (C, H, W) or for values, on one GPU where every op takes its
     kernel.
 
-    precision: "fp32", "bf16" or "fp16" autocast, as it is on a CPU, which casts nearly as CUDA's does. Raises ValueError for
-    images that the model cannot take.
+    precision: "fp32", "bf16", "bf16_weights" or "fp16", autocast as it is on a CPU, which casts nearly as CUDA's does. Raises
+    ValueError for images that the model cannot take, and for a UNet of diffusers, which cannot be built without data.
     """
+    ours = not isinstance(config.model, DiffusersConfig)
+    expect("model", type(config.model).__name__, ours, "a model of fastgen's own")
     description = describe(config, shape, num_classes, None if num_classes is None else [""] * num_classes, values)
     samples = config.batch_size // config.accumulation
-    with FakeTensorMode(), on_fake_tensors():
-        model = MODELS[description["model"]](**description["arguments"])
-        objective = make_objective(config, model)
+    with FakeTensorMode(allow_non_fake_inputs=True), on_fake_tensors():
+        model = cast(MODELS[description["model"]](**description["arguments"]), precision)
+        with unset_fake_temporarily():  # a schedule is made of numbers
+            objective = make_objective(config, model)
         x0 = torch.zeros(samples, *shape, dtype=torch.uint8) if values is None else torch.zeros(samples, *values.network_shape)
         labels = None if num_classes is None else torch.zeros(samples, dtype=torch.int64)
         with autocast(torch.device("cpu"), precision):
             activations = saved_bytes(lambda: objective(x0, labels, key=noise_key(0, samples=samples)).sum(), model)
-    weights = sum(p.nbytes for p in model.parameters())
-    parameters = sum(p.numel() for p in model.parameters())
-    return Footprint(parameters, weights, weights, 2 * weights, weights, activations)
+    parameters = list(model.parameters())
+    weights, state = sum(p.nbytes for p in parameters), sum(4 * p.numel() for p in parameters)
+    masters = sum(4 * p.numel() for p in parameters if p.dtype != torch.float32)
+    return Footprint(sum(p.numel() for p in parameters), weights, weights, 2 * state + masters, 2 * state, activations)
 
 
 def saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:

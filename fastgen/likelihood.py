@@ -103,7 +103,7 @@ def bits_per_dim(nats: Tensor, x: Tensor) -> Tensor:
 
 
 def _noise_levels(schedule, times: Tensor) -> tuple[Tensor, Tensor]:
-    alpha, sigma = schedule.alpha(times.double()), schedule.sigma(times.double())
+    alpha, sigma = schedule.marginal(times.double())
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not bool(sigma[-1] > 0):
         raise ValueError(
             f"times: expected falling numbers that end above 0, got {[round(t, 6) for t in times.flatten().tolist()]}"

@@ -64,17 +64,15 @@ class DiffusionObjective(nn.Module):
         t = TIMES[self.times](at(key, stream=streams.TIME), self.strata, self.diffusion.schedule)
         label, context = self._drop(label, context, key)
 
-        alpha, sigma = self.diffusion.schedule.alpha(t), self.diffusion.schedule.sigma(t)
+        terms = self.diffusion.terms(t)
         noise = at(key, stream=streams.NOISE)  # its key: what is drawn from it for x_t is drawn again for the loss
-        x_t = q_sample(x0, alpha, sigma, key=noise, target=None)
-        c_in = self.diffusion.preconditioning(t).c_in
-        if c_in is not None:
-            x_t = x_t * c_in.view(-1, *[1] * (x_t.dim() - 1))
+        x_t = q_sample(x0, terms.alpha, terms.sigma, key=noise, target=None)
+        if terms.c_in is not None:
+            x_t = x_t * terms.c_in.view(-1, *[1] * (x_t.dim() - 1))
         if self.condition is not None:
             x_t = torch.cat([x_t, self.condition(from_uint8(x0), at(key, stream=streams.CONDITION)).to(x_t.dtype)], dim=1)
-        pred, weight = self.net(x_t, t, label, context), self.diffusion.weight(t)
-        target, alpha, sigma = self.diffusion.target(t)
-        return denoising_loss(pred, x0, alpha, sigma, noise, weight, target=target, kind=self.loss)
+        pred, coefficients = self.net(x_t, t, label, context), (terms.target_alpha, terms.target_sigma)
+        return denoising_loss(pred, x0, *coefficients, noise, terms.weight, target=terms.target, kind=self.loss)
 
     def _drop(self, label: Tensor | None, context: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.label_dropout == 0 or (label is None and context is None):

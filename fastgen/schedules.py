@@ -1,16 +1,13 @@
 """Noise schedules: x_t = alpha(t)·x0 + sigma(t)·eps, with t in [0, 1], 0 clean and 1 noise.
 
-A schedule has `alpha(t)`, `sigma(t)`, `log_snr(t)` = log(alpha²/sigma²) and `snr_decay(t)` = -d SNR / dt, each taking a floating
-tensor of any shape and returning one of the same shape; `time(log_snr)`, the t in [0, 1] that is nearest to having that log-SNR;
-and `zero_terminal_snr`: whether nothing of x0 is left at t = 1. The arithmetic is fp32, or fp64 where t is; a table in bf16
-would give zero noise at small t.
+The arithmetic is fp32, or fp64 where t is; a table in bf16 would give zero noise at small t.
 
 `SCHEDULES` is the table of names that configurations use.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +16,36 @@ from torch import Tensor
 from fastgen.errors import expect
 
 
-class Schedule(Protocol):
+class Schedule(ABC):
+    """t is a floating tensor of any shape, and so is what is returned."""
+
     zero_terminal_snr: bool
+    """Whether nothing of x0 is left at t = 1."""
 
-    def alpha(self, t: Tensor) -> Tensor: ...
-    def sigma(self, t: Tensor) -> Tensor: ...
-    def log_snr(self, t: Tensor) -> Tensor: ...
-    def snr_decay(self, t: Tensor) -> Tensor: ...
-    def time(self, log_snr: Tensor) -> Tensor: ...
+    @abstractmethod
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.marginal(t)[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.marginal(t)[1]
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha²/sigma²)."""
+
+    @abstractmethod
+    def snr_decay(self, t: Tensor) -> Tensor:
+        """-d SNR / dt."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The t in [0, 1] that is nearest to having that log-SNR."""
 
 
-class RectifiedFlow:
+class RectifiedFlow(Schedule):
     """alpha = 1 - sigma: straight lines from data to noise (Liu et al. 2023, arXiv:2209.03003, eq. 1).
 
     sigma = t; with a shift it is shift·t / (1 + (shift - 1)·t), which spends more of [0, 1] on noise (Stable Diffusion 3, Esser
@@ -43,16 +59,16 @@ class RectifiedFlow:
             raise ValueError(f"shift: expected a finite number > 0, got {shift}")
         self.shift = shift
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = _at_least_fp32(t)
-        return (1 - t) / (1 + (self.shift - 1) * t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        t = _at_least_fp32(t)
-        return self.shift * t / (1 + (self.shift - 1) * t)
+        if self.shift == 1:
+            return 1 - t, t
+        total = 1 + (self.shift - 1) * t
+        return (1 - t) / total, self.shift * t / total
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+        alpha, sigma = self.marginal(t)
+        return 2 * (alpha.log() - sigma.log())
 
     def snr_decay(self, t: Tensor) -> Tensor:
         t = _at_least_fp32(t)
@@ -62,7 +78,7 @@ class RectifiedFlow:
         return (-_at_least_fp32(log_snr) / 2 - math.log(self.shift)).sigmoid()
 
 
-class EDM:
+class EDM(Schedule):
     """alpha = 1, sigma from 0 to sigma_max (Karras et al. 2022, arXiv:2206.00364, table 1).
 
     sigma(t) = sigma_min · ((1 + r·t)^rho - 1), with r such that sigma(1) = sigma_max: the paper's curve of time steps (eq. 5)
@@ -80,11 +96,9 @@ class EDM:
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
         self.rate = math.expm1(math.log1p(sigma_max / sigma_min) / rho)
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(_at_least_fp32(t))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_min * torch.expm1(self.rho * torch.log1p(self.rate * _at_least_fp32(t)))
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = self.sigma_min * torch.expm1(self.rho * torch.log1p(self.rate * _at_least_fp32(t)))
+        return torch.ones_like(sigma), sigma
 
     def log_snr(self, t: Tensor) -> Tensor:
         return -2 * self.sigma(t).log()
@@ -99,7 +113,7 @@ class EDM:
         return (torch.expm1(torch.log1p(sigma / self.sigma_min) / self.rho) / self.rate).clamp(max=1)
 
 
-class Discrete:
+class Discrete(Schedule):
     """The variance-preserving chain of T betas (DDPM, Ho et al. 2020, arXiv:2006.11239, eq. 4).
 
     Index i lies at t = (i + 1) / T, where alpha² is exactly prod(1 - betas[: i + 1]). Between the grid's points log(alpha²) is
@@ -115,11 +129,9 @@ class Discrete:
         self._log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas).cumsum(0)])
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return (self._lookup(t) / 2).exp()
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(self._lookup(t))).sqrt()
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha_bar = self._lookup(t)
+        return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
 
     def log_snr(self, t: Tensor) -> Tensor:
         log_alpha_bar = self._lookup(t)

@@ -26,7 +26,7 @@ from fastgen.data.held_out import open_held_out
 from fastgen.data.indexed import IndexedDataset
 from fastgen.data.standardized import Standardized
 from fastgen.data.unlabelled import Unlabelled
-from fastgen.device import autocast, place, resolve_device, resolve_precision
+from fastgen.device import autocast, cast, place, resolve_device, resolve_precision
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
 from fastgen.interchange.init_from import starting_from
@@ -81,6 +81,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
     device = resolve_device(config.device)
     expect_own_device(config.device, device)
+    precision = resolve_precision(device, config.precision)
     graphed = use_graph(config, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -105,13 +106,14 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     averaged = copy.deepcopy(model).eval().requires_grad_(False)  # what is drawn from
     if shards:
         shard(averaged, device, free=False)
-    objective = make_objective(config, model)
+    objective = make_objective(config, cast(model, precision))
     if config.compile:
         objective.compile()
     objective = distribute(objective, device, shards=shards)
     lr = torch.tensor(config.lr, device=device)  # where a CUDA graph can read it
     optimizer = AdamWEMA(model.parameters(), lr, config.betas, weight_decay=config.weight_decay, clip=config.clip, ema=config.ema)
-    precision = resolve_precision(device, config.precision)
+    if precision == "bf16_weights":
+        optimizer.load_master_state_dict(model, averaged.state_dict())  # as they were before they were cast
     scaler = GradScaler(device.type, enabled=precision == "fp16")
     if rank() > 0:
         torch.manual_seed(config.seed + rank())  # of dropout, which is to differ
@@ -202,9 +204,9 @@ def train_step(
 
     x: (N, ...) as the objective takes it. label: (N,) or None. key: (N, 4), what the objective draws from. accumulation: parts
     that the batch is computed in, one after another. clip: the largest norm of the gradient, 0 for none or where the optimizer
-    clips. precision: "auto", "bf16", "fp16" or "fp32", see `fastgen.device.resolve_precision`. scaler: scales the gradients of
-    fp16, which would underflow, and skips a step where they are not finite; without one "auto" is never fp16. Raises ValueError
-    for "fp16" without one.
+    clips. precision: "auto", "bf16", "bf16_weights", for a model that was `cast` to it, "fp16" or "fp32", see `fastgen.device`.
+    scaler: scales the gradients of fp16, which would underflow, and skips a step where they are not finite; without one "auto" is
+    never fp16. Raises ValueError for "fp16" without one.
     """
     if scaler is None:
         expect("scaler", scaler, precision != "fp16", "a torch.amp.GradScaler with precision fp16")

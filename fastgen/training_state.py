@@ -26,9 +26,10 @@ def save_state(
     scaler: GradScaler | None = None,
 ) -> None:
     """Writes the checkpoint of `step`, which has none yet, into the run `out`, then drops all but the last `keep`. Every rank
-    must call it; the first one writes, the same files for any number of them but for the generators' states."""
+    must call it; the first one writes, the same files for any number of them but for the generators' states. Of parameters in
+    bf16 it writes the fp32 masters, so that a run may go on in another precision."""
     tensors = {
-        "model": whole(model.state_dict()),
+        "model": whole(optimizer.master_state_dict(model)),
         "ema": whole(optimizer.ema_state_dict(model)),
         "rng": _rng_states(),
         "optimizer": whole(_optimizer_tensors(model, optimizer)),
@@ -59,8 +60,8 @@ def restore_state(
     for name, value in description.items():
         if saved.get(name) != value:
             raise ValueError(f"resume: expected the run's own {name} {saved.get(name)}, got {value}")
-    model.load_state_dict(_laid_out(model, checkpoint.load_tensors(folder, "model")))
     _load_optimizer(model, optimizer, checkpoint.load_tensors(folder, "optimizer"), int(folder.name))
+    optimizer.load_master_state_dict(model, _laid_out(model, checkpoint.load_tensors(folder, "model")))
     optimizer.load_ema_state_dict(model, _laid_out(model, checkpoint.load_tensors(folder, "ema")))
     _set_rng_state(checkpoint.load_tensors(folder, "rng"))
     if scaler is not None and scaler.is_enabled() and (folder / "scaler.json").exists():
@@ -72,7 +73,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: AdamWEMA) -> dict[str, Tenso
     """The optimizer's state with the parameters' names, "exp_avg:stem.weight" and so on, and "counts"."""
     state, names = optimizer.state_dict(), [name for name, _ in model.named_parameters()]
     moments = {f"{kind}:{names[i]}": value for i, values in state["state"].items() for kind, value in values.items()}
-    return moments | {f"master:{names[i]}": value for i, value in state["masters"].items()} | {"counts": state["counts"]}
+    return moments | {"counts": state["counts"]}
 
 
 def _laid_out(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,10 +91,8 @@ def _load_optimizer(model: nn.Module, optimizer: AdamWEMA, tensors: dict[str, Te
         kind, name = key.split(":", 1)
         same = value.shape == parameters[name].shape
         kinds[kind][index[name]] = laid_out_as(parameters[name], value) if same else value
-    masters = kinds.pop("master", {})
     state = {i: {kind: values[i] for kind, values in kinds.items()} for i in kinds["step"]}
-    beside = {"param_groups": optimizer.state_dict()["param_groups"], "masters": masters, "counts": counts}
-    optimizer.load_state_dict({"state": state} | beside)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"], "counts": counts})
 
 
 def _rng_states() -> dict[str, Tensor]:

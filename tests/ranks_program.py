@@ -26,6 +26,7 @@ PLAIN = TrainConfig(
     checkpoint_every=3,
 )
 SHARDED = dataclasses.replace(PLAIN, shard=True)
+SHARDED_BF16 = dataclasses.replace(SHARDED, precision="bf16_weights")
 DROPOUT = dataclasses.replace(PLAIN, model=dataclasses.replace(PLAIN.model, dropout=0.1), steps=24)
 DROPOUT_SHARDED = dataclasses.replace(DROPOUT, shard=True, steps=PLAIN.steps)
 
@@ -47,7 +48,8 @@ def main(folder: Path) -> None:
     train(dataclasses.replace(SHARDED, precision="fp16", steps=3), folder / "sharded-fp16")
     train(PLAIN, folder / "one-then-copied", resume=True)
     train(SHARDED, folder / "one-then-sharded", resume=True)
-    for config, name in ((DROPOUT, "dropout"), (DROPOUT_SHARDED, "dropout-sharded")):
+    train(dataclasses.replace(PLAIN, precision="bf16_weights"), folder / "copied-bf16")
+    for config, name in ((DROPOUT, "dropout"), (DROPOUT_SHARDED, "dropout-sharded"), (SHARDED_BF16, "sharded-bf16")):
         train(config, folder / name)
         train(config, forget_end(folder / name, folder / f"{name}-resumed", config.steps), resume=True)
 

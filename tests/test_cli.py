@@ -139,7 +139,7 @@ def test_help_on_a_command_has_its_options_with_defaults(arguments, options, cap
         ("train digits --steps 1.5", "Error parsing --steps: invalid literal for int() with base 10: '1.5'"),
         (
             "train digits --precision fp8",
-            "invalid choice 'fp8' for argument '--precision'. Expected one of ('auto', 'fp32', 'bf16', 'fp16')",
+            "invalid choice 'fp8' for argument '--precision'. Expected one of ('auto', 'fp32', 'bf16', 'bf16_weights', 'fp16')",
         ),
         ("train digits --diffusion.schedule cosin", "invalid choice 'cosin' for argument '--diffusion.schedule'"),
         ("train digits --lr 0", "lr: expected a finite number > 0, got 0.0"),

@@ -50,7 +50,7 @@ WRONG_VALUES = [
     ({"betas": [0.9, 1.0]}, "betas: expected"),
     ({"betas": 0.9}, "betas: expected a list, got 0.9"),
     ({"betas": [0.9]}, "betas: expected a list of 2"),
-    ({"precision": "fp8"}, "precision: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
+    ({"precision": "fp8"}, "precision: expected one of auto, fp32, bf16, bf16_weights, fp16, got 'fp8'"),
     ({"learning_rate": 1.0}, "learning_rate: no such setting"),
     ({"batchsize": 1}, "batchsize: no such setting; did you mean batch_size"),
     ({"data": {"sise": 8}}, "data.sise: no such setting; did you mean size"),

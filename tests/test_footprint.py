@@ -9,11 +9,13 @@ from torch import nn
 
 from fastgen import UNet
 from fastgen.cli import main
-from fastgen.config import UNetConfig, VAEConfig
-from fastgen.device import autocast
+from fastgen.config import DiffusersConfig, DiffusionConfig, UNetConfig
+from fastgen.device import autocast, cast
 from fastgen.footprint import footprint, saved_bytes
 from fastgen.functional import noise_key
-from fastgen.train import make_objective
+from fastgen.optim import AdamWEMA
+from fastgen.preview import Preview
+from fastgen.train import make_objective, train
 from fastgen_kernels.dispatch import on_fake_tensors, use_triton
 from tests.tiny_runs import LABELLED, VAE
 
@@ -36,12 +38,12 @@ def test_views_of_one_memory_count_once():
 
 @pytest.mark.kernels
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, which is used where there is no GPU")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_weights"])
 def test_without_data_as_with(precision):
     """The kernels, interpreted, save what the count says."""
     config = dataclasses.replace(LABELLED, model=SMALL, batch_size=2)
     model = UNet(1, channels=8, multipliers=(1, 2), blocks=1, groups=4, num_classes=10, head_dim=64)
-    objective = make_objective(config, model)
+    objective = make_objective(config, cast(model, precision))
     images, labels, key = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), noise_key(0, samples=2)
     with autocast(torch.device("cpu"), precision):
         expected = saved_bytes(lambda: objective(images, labels, key=key).sum(), model)
@@ -61,10 +63,46 @@ def test_activations_grow_with_the_batch_and_shrink_in_parts_and_by_checkpointin
     assert 0 < footprint(checkpointed, (1, 16, 16), 10, "fp32").activations < 0.5 * once
 
 
-def test_weights_and_what_follows_them():
-    counted = footprint(dataclasses.replace(VAE, model=VAEConfig(latent_dim=4)), (1, 8, 8), None, "bf16")
-    assert counted.weights == 4 * counted.parameters == counted.gradients == counted.average
-    assert counted.optimizer == 2 * counted.weights
+@pytest.mark.parametrize(
+    ("precision", "config"), [("fp32", LABELLED), ("bf16", LABELLED), ("bf16_weights", LABELLED), ("bf16_weights", VAE)]
+)
+def test_weights_and_what_follows_them(precision, config, monkeypatch, tmp_path):
+    """The bytes of the tensors that a training holds at its steps, beside activations."""
+    held = []
+
+    class Watched(AdamWEMA):
+        def step(self, closure=None):
+            super().step(closure)
+            params = self.param_groups[0]["params"]
+            state = self.state_dict()
+            moments = [x for of in state["state"].values() for name, x in of.items() if name != "step"]
+            groups = params, [p.grad for p in params], [*moments, *state["masters"].values()], state["averages"][0].values()
+            held.append([sum(x.untyped_storage().nbytes() for x in group) for group in groups])
+
+    copies = []
+    monkeypatch.setattr("fastgen.train.AdamWEMA", Watched)
+    monkeypatch.setattr(
+        Preview, "__call__", lambda self, step: copies.append(sum(p.nbytes for p in self.model.parameters())) or {}
+    )
+    train(dataclasses.replace(config, precision=precision, steps=2), tmp_path / "run")
+    counted = footprint(config, (1, 8, 8), 10, precision)
+    expected = [counted.weights, counted.gradients, counted.optimizer, counted.average - copies[0]]
+    assert held == [expected] * 2
+    assert counted.total == sum(expected) + copies[0] + counted.activations
+
+
+def test_a_schedule_is_made_of_numbers():
+    """As a chain of betas is, which looks at them."""
+    linear = dataclasses.replace(LABELLED, model=SMALL, diffusion=DiffusionConfig("linear", "eps"))
+    flow = dataclasses.replace(LABELLED, model=SMALL)
+    counted = [footprint(config, (1, 8, 8), 10, "bf16_weights") for config in (linear, flow)]
+    assert counted[0].activations == pytest.approx(counted[1].activations, rel=0.01)
+
+
+def test_a_unet_of_diffusers_is_refused():
+    config = dataclasses.replace(LABELLED, model=DiffusersConfig(), diffusion=DiffusionConfig("linear", "eps"))
+    with pytest.raises(ValueError, match="model: expected a model of fastgen's own, got 'DiffusersConfig'"):
+        footprint(config, (1, 8, 8), 10, "bf16_weights")
 
 
 def test_kernels_are_taken_inside_alone():
@@ -79,9 +117,16 @@ def test_info_on_a_preset(capsys):
     rows = dict((line[:19].strip(), line[19:]) for line in capsys.readouterr().out.splitlines())
     assert rows["batch"] == "64 images 3x32x32"
     assert rows["parameters"] == "27,742,851"
-    assert rows["weights"] == rows["gradients"] == rows["average"] == "111.0 MB"
-    bf16, fp32 = (float(rows[f"activations, {p}"].split(" MB")[0].replace(",", "")) for p in ("bf16", "fp32"))
-    assert bf16 < 0.6 * fp32
+    assert rows["weights"] == rows["gradients"] == "111.0 MB, 55.5 MB with bf16_weights"
+    assert rows["optimizer"] == "221.9 MB, 332.9 MB with bf16_weights"
+    assert rows["average"] == "221.9 MB"
+    numbers = {
+        p: [float(n.replace(",", "")) for n in re.findall(r"([\d,.]+) MB", rows[p])] for p in ("bf16", "bf16_weights", "fp32")
+    }
+    assert numbers["bf16"][0] < 0.6 * numbers["fp32"][0]
+    assert numbers["bf16"][0] - numbers["bf16_weights"][0] == pytest.approx(55.5, rel=0.01)  # what autocast casts the weights to
+    for activations, total in numbers.values():
+        assert total - activations == pytest.approx(6 * 110.97, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fastgen.metrics_log import read_metrics
 from fastgen.ranks import expect_own_device
 from fastgen.train import train
 from tests import torchrun
-from tests.ranks_program import DROPOUT, DROPOUT_SHARDED, PLAIN, forget_end
+from tests.ranks_program import DROPOUT, DROPOUT_SHARDED, PLAIN, SHARDED_BF16, forget_end
 
 NAMES = ("model", "ema", "optimizer")
 
@@ -70,12 +70,22 @@ def test_one_process_goes_on_with_what_two_began(runs, tmp_path):
     torch.testing.assert_close(two, one, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize(("name", "config"), [("dropout", DROPOUT), ("dropout-sharded", DROPOUT_SHARDED)])
+@pytest.mark.parametrize(
+    ("name", "config"), [("dropout", DROPOUT), ("dropout-sharded", DROPOUT_SHARDED), ("sharded-bf16", SHARDED_BF16)]
+)
 def test_resumed_on_as_many_ranks_is_bitwise_uninterrupted(runs, name, config):
-    """With each rank's generators, which dropout draws from."""
+    """With each rank's generators, which dropout draws from, and its masters."""
     assert manifest(runs / f"{name}-resumed", config.steps) == manifest(runs / name, config.steps)
     states = checkpoint.load_tensors(checkpoint_of(runs / name, config.steps), "rng")
     assert not torch.equal(states["cpu"], states["cpu:1"])
+
+
+@pytest.mark.parametrize("name", ["copied-bf16", "sharded-bf16"])
+def test_two_ranks_in_bf16_train_as_one_in_fp32_but_for_rounding(runs, name):
+    torch.testing.assert_close(losses(runs / name), losses(runs / "one"), rtol=2e-3, atol=0)
+    tensors = checkpoint.load_tensors(checkpoint_of(runs / name), "model")
+    assert {x.dtype for x in tensors.values()} == {torch.float32}
+    assert any((x != x.bfloat16()).any() for x in tensors.values())
 
 
 def test_the_first_rank_alone_writes(runs):

@@ -31,6 +31,8 @@ CONV_VAE = dataclasses.replace(UNET, model=ConvVAEConfig(latent_dim=4, channels=
 SMALLER = dataclasses.replace(UNET, model=UNetConfig(channels=8, multipliers=(1,), blocks=1, attention_levels=(), groups=4))
 FP16 = dataclasses.replace(UNET, precision="fp16")
 BF16 = dataclasses.replace(UNET, precision="bf16")
+BF16_WEIGHTS = dataclasses.replace(UNET, precision="bf16_weights")
+CONFIGS = {"unet": UNET, "vae": VAE, "conv_vae": CONV_VAE, "bf16": BF16, "bf16_weights": BF16_WEIGHTS, "fp16": FP16}
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -50,7 +52,7 @@ def losses(run):
     return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
 
 
-@pytest.mark.parametrize("config", [UNET, VAE, CONV_VAE, BF16, FP16], ids=["unet", "vae", "conv_vae", "bf16", "fp16"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_nothing_waits_between_two_lines_of_the_log(config, monkeypatch, tmp_path):
     seen = []
     with recorded.Waits() as waits:
@@ -63,7 +65,7 @@ def test_nothing_waits_between_two_lines_of_the_log(config, monkeypatch, tmp_pat
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("graph", ["on", "off"])
-@pytest.mark.parametrize("config", [UNET, VAE, CONV_VAE, BF16, FP16], ids=["unet", "vae", "conv_vae", "bf16", "fp16"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_nothing_waits_for_the_gpu(config, graph, monkeypatch, tmp_path):
     """Over 50 steps, from the one after a graph was captured."""
     debug = {WARM_UP + 2: "error", WARM_UP + 52: "default"}
@@ -80,7 +82,9 @@ def test_nothing_waits_for_the_gpu(config, graph, monkeypatch, tmp_path):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("config", [UNET, VAE, CONV_VAE, FP16], ids=["unet", "vae", "conv_vae", "fp16"])
+@pytest.mark.parametrize(
+    "config", [UNET, VAE, CONV_VAE, BF16_WEIGHTS, FP16], ids=["unet", "vae", "conv_vae", "bf16_weights", "fp16"]
+)
 def test_a_recorded_step_is_the_step(config, monkeypatch, tmp_path):
     """Bit for bit: batches, keys, the learning rate, the average's warm-up and the scale all reach it through tensors."""
     monkeypatch.setattr("fastgen_kernels.philox._philox_numpy", philox._philox)  # numpy would be baked in
@@ -99,7 +103,7 @@ def test_a_recorded_step_is_the_step(config, monkeypatch, tmp_path):
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("config", [UNET, VAE, CONV_VAE, BF16, FP16], ids=["unet", "vae", "conv_vae", "bf16", "fp16"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_graph_is_the_eager_step(config, tmp_path):
     for graph in ("off", "on"):
         train(dataclasses.replace(config, cuda_graph=graph), tmp_path / graph)
@@ -108,7 +112,9 @@ def test_a_graph_is_the_eager_step(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [SMALLER, VAE], ids=["unet", "vae"])
+@pytest.mark.parametrize(
+    "config", [SMALLER, VAE, dataclasses.replace(VAE, precision="bf16_weights")], ids=["unet", "vae", "bf16_weights"]
+)
 def test_a_compiled_step_is_the_eager_step(config, tmp_path):
     for compiled in (False, True):
         train(dataclasses.replace(config, compile=compiled), tmp_path / str(compiled))

@@ -54,8 +54,8 @@ def inpaint(
         beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
         denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
         times = grid(denoise.schedule, options, run.device)
-        x = denoise.schedule.sigma(times[0]) * philox_normal(x0.shape, at(key, stream=streams.START))
-        x = x + denoise.schedule.alpha(times[0]) * x0.masked_fill(missing, 0)
+        alpha, sigma = denoise.schedule.marginal(times[0])
+        x = alpha * x0.masked_fill(missing, 0) + sigma * philox_normal(x0.shape, at(key, stream=streams.START))
         x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
         return torch.where(missing, to_uint8(x), image)
 
@@ -101,8 +101,9 @@ def counting_on(callback: Callback | None, done: int) -> Callback | None:
 
 def noised_again(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, key: Tensor) -> Tensor:
     """A sample of q(x_t | x_s), s < t, each (1,): alpha_t / alpha_s · x_s, and noise of what variance is then missing."""
-    shrink = schedule.alpha(t) / schedule.alpha(s)
-    deviation = (schedule.sigma(t) ** 2 - (shrink * schedule.sigma(s)) ** 2).clamp(min=0).sqrt()
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.marginal(t), schedule.marginal(s)
+    shrink = alpha_t / alpha_s
+    deviation = (sigma_t**2 - (shrink * sigma_s) ** 2).clamp(min=0).sqrt()
     return (shrink * x + deviation * philox_normal(x.shape, key)).to(x.dtype)
 
 

@@ -60,7 +60,7 @@ def interpolate(
 def invert(denoise: Denoiser, x: Tensor, times: Tensor) -> Tensor:
     """The noise at times[0] from which DDIM comes to x at times[-1] (equation 14, backwards): each step takes eps_hat, which it
     would have taken at its far end, from its near one."""
-    alpha, sigma = denoise.schedule.alpha(times), denoise.schedule.sigma(times)
+    alpha, sigma = denoise.schedule.marginal(times)
     grow = alpha[:-1] / alpha[1:]
     eps = (sigma[:-1] - grow * sigma[1:]) / sigma[:-1]  # times x - alpha · x0_hat
     zero = torch.zeros_like(eps)

@@ -68,21 +68,20 @@ def _memory(preset: str, batch: int | None) -> dict[str, str]:
     else:
         assert source.size is not None  # a preset without images has their size
         shape, num_classes = (source.channels or 3, source.size, source.size), None
-    found = {precision: footprint(config, shape, num_classes, precision, values) for precision in ("bf16", "fp32")}
-    held = found["bf16"]
-    state = held.weights + held.gradients + held.optimizer + held.average
+    found = {
+        precision: footprint(config, shape, num_classes, precision, values) for precision in ("bf16", "bf16_weights", "fp32")
+    }
     classes = "" if num_classes is None else f", {num_classes} classes"
     parts = "" if config.accumulation == 1 else f" in {config.accumulation} parts"
     rows = {
         "batch": f"{config.batch_size} {what} {'x'.join(map(str, shape))}{classes}{parts}",
-        "parameters": f"{held.parameters:,}",
-        "weights": _megabytes(held.weights),
-        "gradients": _megabytes(held.gradients),
-        "optimizer": _megabytes(held.optimizer),
-        "average": _megabytes(held.average),
+        "parameters": f"{found['bf16'].parameters:,}",
     }
+    for part in ("weights", "gradients", "optimizer", "average"):
+        usual, rounded = (_megabytes(getattr(found[precision], part)) for precision in ("bf16", "bf16_weights"))
+        rows[part] = usual if usual == rounded else f"{usual}, {rounded} with bf16_weights"
     for precision, one in found.items():
-        rows[f"activations, {precision}"] = f"{_megabytes(one.activations)}, {_megabytes(state + one.activations)} in all"
+        rows[precision] = f"{_megabytes(one.activations)} of activations, {_megabytes(one.total)} in all"
     return rows
 
 

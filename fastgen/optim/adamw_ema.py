@@ -25,7 +25,8 @@ class AdamWEMA(torch.optim.AdamW):
     ema: a decay, which is warmed up as `constant` says, or a `Profile`, or two of these. All parameters of the groups have
     averages, also the frozen ones.
 
-    Parameters in fp16 or bf16 are copies of fp32 masters, which are made of them at the first step; states and averages are fp32.
+    Parameters in fp16 or bf16 are copies of fp32 masters, which are made of them at the first step, or loaded by
+    `load_master_state_dict`; states and averages are fp32.
     DTensors, which FSDP2 makes of parameters, are stepped by what lies on each rank, and clipped by the norm over all ranks. The
     gradients may be scaled in place. Nothing waits for the device; lr may be a tensor on it. A step can be captured in a CUDA
     graph after one has been made outside.
@@ -111,8 +112,8 @@ class AdamWEMA(torch.optim.AdamW):
     def ema_state_dict(self, model: nn.Module, index: int = 0) -> dict[str, Tensor]:
         """The model's state_dict with the averages, of the first or the second profile, for the parameters: copies, fp32 for fp16
         and bf16."""
-        averages = self._averages[index]
-        return {name: averages.get(value, value).detach().clone() for name, value in model.state_dict(keep_vars=True).items()}
+        known = self._masters | self._averages[index]
+        return {name: known.get(value, value).detach().clone() for name, value in model.state_dict(keep_vars=True).items()}
 
     @torch.no_grad()
     def load_ema_state_dict(self, model: nn.Module, tensors: dict[str, Tensor], index: int = 0) -> None:
@@ -121,6 +122,19 @@ class AdamWEMA(torch.optim.AdamW):
         for name, value in model.state_dict(keep_vars=True).items():
             if value in ours:
                 self._averages[index][value] = laid_out(tensors[name], self._master(value))
+
+    def master_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state_dict with the masters, where there are some, for the parameters in fp16 and bf16: no copies."""
+        return {name: self._masters.get(value, value).detach() for name, value in model.state_dict(keep_vars=True).items()}
+
+    @torch.no_grad()
+    def load_master_state_dict(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """model.load_state_dict, which rounds for the parameters in fp16 and bf16: their masters are the tensors as given."""
+        model.load_state_dict(tensors)
+        ours = {p for p in self._params() if p.dtype in HALVES}
+        for name, value in model.state_dict(keep_vars=True).items():
+            if value in ours:
+                self._masters[value] = laid_out(tensors[name], value, torch.float32)
 
     @contextmanager
     def averaged(self, index: int = 0) -> Iterator[None]:

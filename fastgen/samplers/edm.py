@@ -40,7 +40,7 @@ def heun(
         churned = (sigma / alpha >= churn_min) & (sigma / alpha <= churn_max)
         noisier = schedule.time(schedule.log_snr(times[:-1].double()) - 2 * math.log1p(gamma)).to(times.dtype)
         times_hat = torch.where(churned, torch.maximum(noisier, times_hat), times_hat)
-        alpha, sigma = schedule.alpha(times_hat.double()), schedule.sigma(times_hat.double())
+        alpha, sigma = schedule.marginal(times_hat.double())
         scale = (alpha / g.alpha).nan_to_num(1.0)
         s = churn_noise * (sigma**2 - (scale * g.sigma) ** 2).clamp(min=0).sqrt()
         zero = torch.zeros_like(s)

@@ -32,7 +32,7 @@ class Grid(NamedTuple):
 
 def grid(schedule: Schedule, times: Tensor) -> Grid:
     times = times.double()
-    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    alpha, sigma = schedule.marginal(times)
     ratio = sigma[1:] / sigma[:-1] * (alpha[:-1] / alpha[1:]).nan_to_num(1.0)  # NaN: a chain's last step, cut in parts, has no x0
     return Grid(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], ratio.clamp(max=1))  # which rounding may pass
 
