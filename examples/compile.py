@@ -49,6 +49,7 @@ def main(options: Options) -> None:
     optimized = deepcopy(model)
     fastgen.optimize(optimized)  # before torch.compile
     if options.regional:
+        torch._dynamo.config.recompile_limit = 64  # blocks of other widths are other graphs, of which torch makes 8
         for module in optimized.modules():
             if type(module).__name__ in ("ResnetBlock2D", "Attention"):
                 module.compile(fullgraph=True, mode=options.mode)

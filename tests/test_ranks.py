@@ -1,11 +1,12 @@
 """Training in two processes, connected by gloo, that torchrun starts."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -109,8 +110,20 @@ def test_shards_in_fp16(runs):
 # What can go wrong
 
 
+def send(process, rank, how):
+    """A signal to a rank that a torchrun has started; it waits for one that is just being started again."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(KeyError, FileNotFoundError, ProcessLookupError):
+            os.kill(ranks_of(process)[rank], how)
+            return
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def ranks_of(process):
-    """The process ids of the ranks that a torchrun has started."""
+    """The process ids of the ranks. Raises FileNotFoundError or ProcessLookupError where one ends meanwhile."""
     found = {}
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         environment = dict(pair.partition("=")[::2] for pair in Path(f"/proc/{child}/environ").read_text().split("\0"))
@@ -140,7 +153,7 @@ def begin(config, folder, *options):
 def test_a_killed_rank_starts_again_from_the_last_checkpoint(runs, tmp_path):
     process = begin(DROPOUT, tmp_path, "--max-restarts", 1)
     wait_past(process, tmp_path / "run", 8)
-    subprocess.run(["kill", "-9", str(ranks_of(process)[1])], check=True)
+    send(process, 1, signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "rank 0 stops: another rank is gone" in err
@@ -163,7 +176,7 @@ def test_a_rank_killed_ten_times_at_random(config, tmp_path):
     for _ in range(10):
         step = wait_past(process, tmp_path / "run", step + generator.randint(0, 6))
         time.sleep(generator.uniform(0, 0.05))
-        subprocess.run(["kill", "-9", str(ranks_of(process)[generator.randint(0, 1)])], check=True)
+        send(process, generator.randint(0, 1), signal.SIGKILL)
         assert step < config.steps
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -176,7 +189,7 @@ def test_a_signal_stops_all_at_the_same_step(how, to_one, tmp_path):
     process = begin(dataclasses.replace(PLAIN, steps=100_000), tmp_path)
     wait_past(process, tmp_path / "run", 3)
     if to_one:
-        subprocess.run(["kill", f"-{how.value}", str(ranks_of(process)[1])], check=True)
+        send(process, 1, how)
     else:
         process.send_signal(how)
     out, err = process.communicate(timeout=60)
