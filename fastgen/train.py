@@ -17,15 +17,11 @@ from torch.amp import GradScaler
 from fastgen import streams
 from fastgen.allocator import keep_freed_memory
 from fastgen.conditions import make_condition
-from fastgen.config import DiffusersConfig, TrainConfig
+from fastgen.config import TrainConfig
 from fastgen.config_file import save_yaml
 from fastgen.cuda_graph import WARM_UP, Graphed, use_graph
-from fastgen.data import ImageDataset, open_dataset
+from fastgen.data import ImageDataset
 from fastgen.data.augment import augment
-from fastgen.data.held_out import open_held_out
-from fastgen.data.indexed import IndexedDataset
-from fastgen.data.standardized import Standardized
-from fastgen.data.unlabelled import Unlabelled
 from fastgen.device import autocast, cast, place, resolve_device, resolve_precision
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
@@ -39,10 +35,10 @@ from fastgen.optim import AdamWEMA
 from fastgen.preview import Preview
 from fastgen.progress import Progress, expect_finite
 from fastgen.ranks import Vote, barrier, expect_own_device, joined, mark, mean, rank, restarted, world
-from fastgen.run import describe, find_values, make_diffusion
+from fastgen.run import describe, make_diffusion
 from fastgen.sharding import accumulating, distribute, gathered, shard
+from fastgen.training_data import open_training_data
 from fastgen.training_state import restore_state, save_state
-from fastgen.values import measure
 from fastgen.writers import expect_writer
 
 TIME_IS_UP = 1  # what a rank votes to stop for, besides signals, whose numbers are larger
@@ -86,15 +82,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     if device.type == "cpu":
         keep_freed_memory()
 
-    expect("data.source", config.data.source, config.data.source, "images: give a folder of them, --data.source FOLDER")
-    data = open_dataset(config.data.source, size=config.data.size, channels=config.data.channels, kind=config.data.kind)
-    held_out = open_held_out(config.data.source, data, config.data.size)
-    values = None
-    if isinstance(data, IndexedDataset) and data.kind == "values":
-        values = (find_values(out) if resume else None) or measure(data)  # a run that goes on keeps those that it began with
-        data, held_out = Standardized(data, values), None if held_out is None else Standardized(held_out, values)
-    if isinstance(config.model, DiffusersConfig) and config.model.unet.get("num_class_embeds") is None:
-        data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
+    data, held_out, values = open_training_data(config, out if resume else None)
     description = describe(config, data.shape, data.num_classes, data.classes, values)
 
     torch.manual_seed(config.seed)
