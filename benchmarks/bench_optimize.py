@@ -72,4 +72,4 @@ def test_optimized(compare, name, precision):
     optimized = deepcopy(model)
     fastgen.optimize(optimized)
     steps = {"untouched": step(model, arguments, precision), "optimized": step(optimized, arguments, precision)}
-    compare(f"{name}, forward and backward, {precision}", steps, rounds=10, peers={"optimized": ["untouched"]})
+    compare(f"{name}, forward and backward, {precision}", steps, rounds=30, peers={"optimized": ["untouched"]})
