@@ -100,7 +100,7 @@ def test_fsdp2():
     in_processes(fsdp)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiles_without_breaks_and_no_oftener_than_before(dynamic):
     counts = []
     for optimized in (False, True):
@@ -119,6 +119,7 @@ def test_compiles_without_breaks_and_no_oftener_than_before(dynamic):
     assert counts[1] <= counts[0] <= 3
 
 
+@pytest.mark.slow
 def test_regional_compilation():
     """Computes the same, in no more graphs than the blocks of diffusers make."""
     counts = []

@@ -16,6 +16,7 @@ def run(folder, example, *options):
     return subprocess.run(command, cwd=folder, env=variables, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_diffusers_finetune(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     assert "step 2: loss" in run(tmp_path, "diffusers_finetune", "--steps", 2, "--batch-size", 4, "--out", "first")
