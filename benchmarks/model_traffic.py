@@ -10,9 +10,10 @@ and then mostly from L2. Convolutions, matrix products and attention are reporte
 import argparse
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: on fake tensors of a CPU an op is then one operation
@@ -151,11 +152,12 @@ def table(rows: list[Row]) -> Iterator[str]:
         yield f"{row.model + ', ' + row.direction:45} {counts}  {outside}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.model_traffic", description=__doc__.partition("\n")[0])
+def command(prog: str, doc: str, find: Callable[[], list[Any]], table: Callable[[list[Any]], Iterable[str]]) -> None:
+    """Prints the table of the rows that are found; --json FILE writes them, with the versions that they were counted with."""
+    parser = argparse.ArgumentParser(prog=prog, description=doc.partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the counts into this file")
     options = parser.parse_args()
-    found = [row for name in MODELS for row in rows(name)]
+    found = find()
     print(*table(found), sep="\n")
     if options.json:
         import diffusers
@@ -165,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command("python -m benchmarks.model_traffic", __doc__, lambda: [row for name in MODELS for row in rows(name)], table)

@@ -8,12 +8,10 @@ launch for every few dozen tensors, and fastgen's optimizer is three in all. All
 weights that autocast casts and with those of precision bf16_weights, where casts are those that autocast makes on a CPU.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import fastgen
-from benchmarks.model_traffic import Count, Counter, ddpm_cifar10
-from benchmarks.record import write_json
+from benchmarks.model_traffic import Count, Counter, command, ddpm_cifar10
+from benchmarks.report import markdown
 from fastgen import streams
 from fastgen.device import cast
 from fastgen.functional import noise_key
@@ -146,29 +144,15 @@ def watched(model: nn.Module, counter: Counter) -> Iterator[None]:
         handle.remove()
 
 
-def table(found: list[Row]) -> Iterator[str]:
+def table(found: list[Row]) -> list[str]:
     """Operations and GB of each part, as Markdown."""
-    yield f"| a step's operations, GB | {' | '.join(PARTS)} | in all |"
-    yield "|---|" + "---:|" * (len(PARTS) + 1)
+    cells = []
     for name in dict.fromkeys(row.step for row in found):
-        own = [row for row in found if row.step == name]
-        cells = [(row.operations, row.bytes) for row in own]
-        cells.append((sum(row.operations for row in own), sum(row.bytes for row in own)))
-        yield f"| {name} | " + " | ".join(f"{n:,}, {size / 1e9:.2f}" for n, size in cells) + " |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_traffic", description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the counts into this file")
-    options = parser.parse_args()
-    found = [row for name in STEPS for row in rows(name)]
-    print(*table(found), sep="\n")
-    if options.json:
-        import diffusers
-
-        versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-        write_json(options.json, versions | {"rows": [asdict(row) for row in found]})
+        counts = [(row.operations, row.bytes) for row in found if row.step == name]
+        counts.append((sum(n for n, _ in counts), sum(size for _, size in counts)))
+        cells.append([name, *(f"{n:,}, {size / 1e9:.2f}" for n, size in counts)])
+    return markdown(["a step's operations, GB", *PARTS, "in all"], cells)
 
 
 if __name__ == "__main__":
-    main()
+    command("python -m benchmarks.step_traffic", __doc__, lambda: [row for name in STEPS for row in rows(name)], table)
