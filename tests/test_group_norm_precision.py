@@ -52,6 +52,30 @@ def test_the_first_part_far_out(monkeypatch):
     assert_as_accurate(op, reference, x, *options, 2, None)
 
 
+@pytest.mark.parametrize(
+    ("tile", "mean"),
+    [
+        pytest.param("first", 0, marks=pytest.mark.kill),
+        ("first", 1e4),
+        pytest.param("middle", 0, marks=pytest.mark.kill),
+        ("last", 1e4),
+        ("channels", 1e4),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS[1:])
+def test_a_tile_far_out(monkeypatch, algorithm, tile, mean):
+    """16 positions of 256, or 16 channels of the 32 of a group, a thousand deviations from the others. Tiles have as many positions
+    or half: what lies far out is what the others are merged with, or what is merged with them."""
+    force(monkeypatch, algorithm, tile=512)
+    x, *options = inputs((1, 64, 256), layout="channels_last", options=("weight", "bias"))
+    x = x.detach() + mean
+    far = {"first": x[:, :, :16], "middle": x[:, :, 112:128], "last": x[:, :, -16:], "channels": x[:, :16]}
+    far[tile] += 1e3
+    given = x.requires_grad_(), *options, 2
+    assert_exact_to_fp32(*given)
+    assert_as_accurate(op, reference, *given, None, cancels=True)
+
+
 def test_means_that_drift(algorithm):
     """Each channel, and each half of the positions, with a mean of its own, far from the first one's."""
     x, *options = inputs((2, 16, 6, 7), options=("weight", "bias"))

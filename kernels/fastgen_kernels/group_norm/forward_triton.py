@@ -28,7 +28,7 @@ from fastgen_kernels.group_norm.tiles_triton import (
 from fastgen_kernels.layout import compute_dtype, empty_like
 from fastgen_kernels.q_sample_triton import rounded
 
-HELD, TILE = 32768, 8192  # elements; see `plans`
+HELD, TILE = 32768, 4096  # elements; see `plans`
 MERGED = 1024  # partial statistics that are merged at a time
 
 
@@ -69,24 +69,29 @@ def channel_statistics(
     COMPUTE: tl.constexpr, WIDE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """mean, rest and m2 of positions start to stop of each channel: their mean is the sum of the first two, and m2 that of their
-    squared distances from it. The first is the mean of one tile, beside which what is summed is small."""
+    squared distances from it. Of what is left beside the mean of the first tile each place in a tile has a mean
+    and an m2 of its own (Welford, 1962), so that a tile far from the others costs no digits; at the end these are merged."""
     i = tl.arange(0, HEIGHT)[:, None]
     j = tl.arange(0, WIDTH)[None, :]
     inside = (i < remaining(start, stop, HEIGHT)) & here[None, :]
     h = load_sum(x, residual, total, pre_bias, n, c, start, i, j, inside, COMPUTE, WIDE)
     mean = tl.sum(tl.where(inside, h, 0.0), 0) / remaining(start, stop, HEIGHT)
-    d = tl.where(inside, h - mean[None, :], 0.0)
-    sums = d
-    squares = d * d
-    for s in range(start + HEIGHT, stop, HEIGHT):
+    means = tl.where(inside, h - mean[None, :], 0.0)
+    squares = tl.zeros((HEIGHT, WIDTH), COMPUTE)
+    tiles = tl.cdiv(stop - start, HEIGHT)
+    for k in range(1, tiles):
+        s = start + k * HEIGHT
         inside = (i < remaining(s, stop, HEIGHT)) & here[None, :]
         h = load_sum(x, residual, total, pre_bias, n, c, s, i, j, inside, COMPUTE, WIDE)
-        d = tl.where(inside, h - mean[None, :], 0.0)
-        sums += d
-        squares += d * d
-    count = stop - start
-    rest = tl.sum(sums, 0) / count
-    return mean, rest, tl.sum(squares, 0) - rest * rest * count
+        d = tl.where(inside, h - mean[None, :] - means, 0.0)
+        new = 1.0 / tl.cast(k + 1, COMPUTE)
+        means += d * new
+        squares += d * d * (1.0 - new)
+    counts = tl.where(i < remaining(start + (tiles - 1) * HEIGHT, stop, HEIGHT), tiles, tiles - 1).to(COMPUTE)
+    rest = tl.sum(means * counts, 0) / (stop - start)
+    d = means - rest[None, :]
+    mean, rest = settled(mean, rest)
+    return mean, rest + tl.sum(d * counts, 0) / (stop - start), tl.sum(squares + d * d * counts, 0)
 
 
 @triton.jit
@@ -217,16 +222,18 @@ def merge_kernel(
         total += tl.where(here, count * d, 0.0)
     rest = tl.sum(total, 0) / size
 
+    left = tl.zeros((BLOCK,), COMPUTE)  # what rounding has lost of the rest
     total = tl.zeros((BLOCK,), COMPUTE)
     for start in range(0, parts * GROUP, BLOCK):
         part, at, here = (start + k) // GROUP, (start + k) // GROUP * C + (start + k) % GROUP, start + k < parts * GROUP
         count = tl.minimum(S - part * SPAN, SPAN)
         d = (tl.load(first + at, here) - mean) + tl.load(first + plane + at, here) - rest
+        left += tl.where(here, count * d, 0.0)
         total += tl.where(here, tl.load(first + 2 * plane + at, here) + count * d * d, 0.0)
     mean, rest = settled(mean, rest)
     statistics = statistics_ptr + slab * 3
     tl.store(statistics, mean)
-    tl.store(statistics + 1, rest)
+    tl.store(statistics + 1, rest + tl.sum(left, 0) / size)
     tl.store(statistics + 2, reciprocal_deviation(tl.sum(total, 0) / size, eps, COMPUTE))
 
 
