@@ -144,7 +144,7 @@ def test_reduced_parameters_with_fp32():
     torch.testing.assert_close(group_norm(x, 3, **options), exact(x, 3, **options).float())
 
 
-# The last takes the native channels_last path.
+# Those in channels_last take the native path.
 @pytest.mark.parametrize(("layout", "size"), [("contiguous", 3), ("channels_last", 3), ("channels_last", 33)])
 def test_gradcheck(layout, size):
     x, options = arguments((2, 6, size, size), OPTIONS, torch.float64, layout)

@@ -55,9 +55,9 @@ def load_again(x, residual, total, pre_bias, n, c, s, i, j, inside, WIDE: tl.con
 
 
 @triton.jit
-def store_result(y, h, mean, gain, offset, n, c, s, i, j, inside, SILU: tl.constexpr, WIDE: tl.constexpr):
-    """act((h - mean) gain + offset) of a tile."""
-    result = (h - mean[None, :]) * gain[None, :] + offset[None, :]
+def store_result(y, d, gain, offset, n, c, s, i, j, inside, SILU: tl.constexpr, WIDE: tl.constexpr):
+    """act(d gain + offset) of a tile; d: what the subtraction of the mean leaves."""
+    result = d * gain[None, :] + offset[None, :]
     if SILU:
         result *= sigmoid(result)
     tl.store(within(y, n, c, s, i, j, WIDE), rounded(result, y[0].dtype.element_ty), inside)
@@ -107,7 +107,7 @@ def apply(
         s = start + (tiles - 1 - k) * HEIGHT
         inside = (i < remaining(s, stop, HEIGHT)) & here[None, :]
         h = load_again(x, residual, total, pre_bias, n, c, s, i, j, inside, WIDE)
-        store_result(y, h, mean, gain, offset, n, c, s, i, j, inside, SILU, WIDE)
+        store_result(y, h - mean[None, :], gain, offset, n, c, s, i, j, inside, SILU, WIDE)
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def held_kernel(
 
         gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, scale_strides, shift_ptr, shift_strides, n, c + j, here, COMPUTE)
         gain *= rstd
-        store_result(y, h, mean, gain, offset - rest * gain, n, c, 0, i, j[None, :], inside, SILU, WIDE)
+        store_result(y, d, gain, offset - rest * gain, n, c, 0, i, j[None, :], inside, SILU, WIDE)
 
 
 @triton.jit

@@ -73,7 +73,7 @@ def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: in
     if width := fitting(min(held // positions, max(WIDEST, power_of_2(group))), processors):
         channels = min(width // unit * unit, c)
         programs = min(n * cdiv(c, channels), PERSISTENT * processors)
-        found.append(Plan("held", channels, width, positions, programs, 1, s, warps(positions * width / 1024)))
+        found.append(Plan("held", channels, width, positions, programs, 1, s, warps(positions * width / 512)))
     if width := fitting(WIDEST if innermost else min(WIDEST, power_of_2(group)), 2 * processors):
         channels, height = min(width // unit * unit, c), min(positions, tile // width)
         if n * cdiv(c, channels) >= processors or s <= 4 * height:

@@ -29,10 +29,11 @@ def group_norm_reference(
     total = x if residual is None else like(x + residual.to(x.dtype), x)
     h = total if pre_bias is None else total + _per_channel(pre_bias.to(x.dtype), x)
 
-    # PyTorch's CPU kernel for channels_last takes 1.5 to 8 times as long as conversions both ways in bf16 below 1,024
-    # positions, and about as long above. In fp32 it is the faster one, but with scale and shift, which can then not be
-    # folded, only from 1,024 positions on. (Forward and backward, torch 2.13.)
-    if channels_last(h) and (x.dtype != compute or (modulated and math.prod(spatial) < 1024)):
+    # In 16 bits PyTorch's CPU kernel for channels_last is slow where a group has less than a vector's channels and, as another
+    # algorithm is taken from there on, fewer than 1,024 positions. Conversions both ways are then 1.4 to 5 times as fast, forward
+    # alone and with backward. Elsewhere they are the slower way, forward by 1 to 8 times, and so they are in fp32, but in groups of
+    # 2. (64 to 1,280 channels, 64 to 4,096 positions, with and without scale and shift, 1 and 2 threads, torch 2.13.)
+    if channels_last(h) and x.dtype != compute and c // num_groups < 16 and math.prod(spatial) < 1024:
         h = h.contiguous()
 
     if not modulated:
