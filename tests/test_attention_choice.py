@@ -1,6 +1,5 @@
 """Where attention takes its kernels: the table, who reads it and who writes it."""
 
-import dataclasses
 import json
 
 import pytest
@@ -12,7 +11,7 @@ from benchmarks.interpreter import recorded
 from fastgen.functional import attention, attention_qkv
 from fastgen_kernels import dispatch
 from fastgen_kernels.attention import choice
-from fastgen_kernels.attention.choice import kernels_are_faster, listed_as_faster, readable
+from fastgen_kernels.attention.choice import by_architecture, kernels_are_faster, listed_as_faster, readable
 from fastgen_kernels.attention.table import ESTIMATE, TABLE, Row, merged, read, write
 from tests.laboratory.device import interpreter_only
 
@@ -56,6 +55,17 @@ def test_hopper_in_16_bits(on, d, keys, expected):
     assert kernels_are_faster(d, keys, BF16, GPU) == kernels_are_faster(d, keys, FP16, GPU) == expected
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (12, 0)])
+@pytest.mark.parametrize(
+    ("d", "keys", "expected"),
+    [(64, 64, True), (64, 128, True), (64, 129, False), (64, 256, False), (65, 64, False), (16, 1, True)],
+)
+def test_older_and_smaller_gpus_in_16_bits(on, capability, d, keys, expected):
+    on(*capability)
+    assert kernels_are_faster(d, keys, BF16, GPU) == kernels_are_faster(d, keys, FP16, GPU) == expected
+    assert choice.has_kernels(GPU)
+
+
 @pytest.mark.parametrize("dtype", [FP32, FP64])
 def test_more_bits_are_left_to_sdpa(on, dtype):
     for capability in ((8, 0), (9, 0), (10, 0), (12, 0)):
@@ -63,8 +73,8 @@ def test_more_bits_are_left_to_sdpa(on, dtype):
         assert not any(kernels_are_faster(d, keys, dtype, GPU) for d in (16, 64, 256) for keys in (1, 64, 4096))
 
 
-@pytest.mark.parametrize("capability", [(8, 6), (8, 9), (9, 1), (10, 3), (12, 1), (13, 0)])
-def test_an_architecture_that_is_not_listed_is_left_to_sdpa(on, capability):
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9), (9, 1), (10, 0), (10, 3), (12, 1), (13, 0)])
+def test_other_architectures_are_left_to_sdpa(on, capability):
     on(*capability)
     assert not any(kernels_are_faster(d, keys, BF16, GPU) for d in (16, 64, 128) for keys in (1, 64, 256))
     assert not choice.has_kernels(GPU)
@@ -72,7 +82,7 @@ def test_an_architecture_that_is_not_listed_is_left_to_sdpa(on, capability):
 
 def test_a_call_is_of_the_smallest_class_that_holds_it(monkeypatch):
     rows = [Row("9.0", 16, 32, 64, "kernels"), Row("9.0", 16, 32, 256, "SDPA"), Row("9.0", 16, 64, 256, "kernels")]
-    monkeypatch.setattr(choice, "ROWS", rows)
+    monkeypatch.setattr(choice, "TABLE", by_architecture(rows))
     expected = {(32, 64): True, (32, 65): False, (32, 256): False, (33, 64): True, (33, 256): True, (33, 257): False}
     assert {(d, keys): listed_as_faster(d, keys, BF16, (9, 0)) for d, keys in expected} == expected
 
@@ -99,7 +109,9 @@ def test_a_row_says_where_it_is_from():
         ((9, 0), 20, 4, BF16, False),  # not 16 bytes at a time
         ((9, 0), 136, 4, BF16, False),
         ((9, 0), 256, 2, BF16, False),
+        ((8, 0), 16, 4, BF16, True),
         ((8, 9), 16, 4, BF16, False),
+        ((10, 0), 16, 4, BF16, False),
     ],
 )
 def test_the_path_that_is_taken(on, capability, d, side, dtype, kernels):
@@ -155,7 +167,9 @@ def test_the_table_is_as_it_is_written(tmp_path):
     assert (tmp_path / "table.csv").read_bytes() == TABLE.read_bytes()
 
 
-@pytest.mark.parametrize("line", ["9.0,16,32,x,kernels,,,estimate", "9.0,16,32,64,both,,,estimate", "9.0,16", "9.0,16,32,64,,,a,"])
+@pytest.mark.parametrize(
+    "line", ["9.0,16,32,x,kernels,,,estimate", "9.0,16,32,64,both,,,estimate", "9.0,16", "9.0,16,32,64,,,a,"]
+)
 def test_a_row_that_cannot_be_read(tmp_path, line):
     file = tmp_path / "table.csv"
     file.write_text(f"{TABLE.read_text().splitlines()[0]}\n{line}\n")
@@ -194,7 +208,7 @@ SHAPE = "UNet 128x8x256x64 bfloat16 channels_last"
     [
         ((1e-3, 2.0), (3e-3, 1.0), "kernels", (2.0, 1.25)),
         ((1e-3, 2.0), (3e-3, 0.5), "SDPA", (2.0, 0.88)),  # training would be slower
-        ((1e-3, 0.9), (3e-3, 2.0), "SDPA", (0.9, 1.73)),  # sampling would be
+        ((1e-3, 0.9), (3e-3, 2.0), "SDPA", (0.9, 1.72)),  # sampling would be
         ((1e-3, 1.0), (3e-3, 1.0), "kernels", (1.0, 1.0)),
     ],
 )
@@ -228,7 +242,7 @@ def test_a_measurement_takes_the_place_of_its_estimate_alone(tmp_path, monkeypat
     assert before.keys() == after.keys()
     assert [at for at in before if before[at] != after[at]] == [("9.0", 16, 64, 256)]
 
-    monkeypatch.setattr(choice, "ROWS", read(file))
+    monkeypatch.setattr(choice, "TABLE", by_architecture(read(file)))
     assert [listed_as_faster(64, keys, BF16, (9, 0)) for keys in (64, 65, 256, 257)] == [True, False, False, True]
 
 

@@ -13,7 +13,6 @@ from fastgen_kernels.attention.choice import listed_as_faster, one_tile
 from fastgen_kernels.attention.plan import split
 
 
-
 def attention() -> Iterator[Launch]:
     """Self-attention in both memory formats and cross-attention, by number of keys and columns."""
     for d, keys, dtype in product((16, 32, 40, 64, 80, 96, 128), (64, 128, 256, 1024), (BF16, FP16)):
@@ -21,9 +20,10 @@ def attention() -> Iterator[Launch]:
         yield from stacked("channels_last", d, keys, dtype, lane=lane, main=main)
         if dtype == BF16:
             yield from stacked("contiguous", d, keys, dtype, lane=lane, main=main)
-    yield from stacked("channels_last", 64, 49, BF16, lane=8)
-    for d, masked in product((40, 64), (False, True)):
-        yield from cross(d, 77, masked)
+    for d, keys in product((16, 32, 40, 64, 80, 96, 128), (49, 100, 225, 900)):
+        yield from stacked("channels_last", d, keys, BF16, lane=4 if 16 in split(d) else 8)
+    for d, keys, masked in product((40, 64, 80, 128), (64, 77, 225), (False, True)):
+        yield from cross(d, keys, masked)
 
 
 def taken(d: int, keys: int, dtype: torch.dtype) -> tuple[int, ...]:

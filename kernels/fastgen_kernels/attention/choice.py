@@ -1,12 +1,26 @@
 """Where attention takes its kernels and where scaled_dot_product_attention; and which backward pass the kernels have."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from fastgen_kernels.attention.table import read
+from fastgen_kernels.attention.table import Row, read
 from fastgen_kernels.dispatch import capability, interpreted
 
-ROWS = sorted(read(), key=lambda row: row.at)
+Classes = tuple[tuple[int, int, bool], ...]  # D, keys, and whether kernels are faster, from the smallest to the largest
+
+
+def by_architecture(rows: Iterable[Row]) -> dict[tuple[str, int], Classes]:
+    """The classes of each compute capability and number of bits."""
+    found: dict[tuple[str, int], Classes] = {}
+    for row in sorted(rows, key=lambda row: row.at):
+        kind = row.capability, row.bits
+        found[kind] = *found.get(kind, ()), (row.columns, row.keys, row.faster == "kernels")
+    return found
+
+
+TABLE = by_architecture(read())
 
 
 def kernels_are_faster(d: int, keys: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -22,13 +36,9 @@ def listed_as_faster(d: int, keys: int, dtype: torch.dtype, capability: tuple[in
     return False
 
 
-def classes(dtype: torch.dtype, capability: tuple[int, int]) -> tuple[tuple[int, int, bool], ...]:
-    """D, keys, and whether kernels are faster, from the smallest class to the largest. None of an architecture that the table
-    does not list: tiles are proven for one at a time."""
-    of_device, bits = "{}.{}".format(*capability), 8 * dtype.itemsize
-    return tuple(
-        (row.columns, row.keys, row.faster == "kernels") for row in ROWS if (row.capability, row.bits) == (of_device, bits)
-    )
+def classes(dtype: torch.dtype, capability: tuple[int, int]) -> Classes:
+    """None of an architecture that the table does not list: tiles are proven for one at a time."""
+    return TABLE.get(("{}.{}".format(*capability), 8 * dtype.itemsize), ())
 
 
 # Dynamo calls it instead of guarding every row.
@@ -41,8 +51,8 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def readable(*heads: Tensor) -> bool:
-    """Whether tiles of heads (N, H, S, D) are read 16 bytes at a time: of 8 columns or a multiple, with columns or positions side by
-    side, and where it is positions a multiple of 8. In the interpreter it does not matter."""
+    """Whether tiles of heads (N, H, S, D) are read 16 bytes at a time: columns a multiple of 8, with columns or positions side by
+    side, and where it is positions a multiple of 8 too. In the interpreter it does not matter."""
     return interpreted() or all(
         x.shape[3] % 8 == 0 and (x.stride(3) == 1 or (x.stride(2) == 1 and x.stride(3) % 8 == 0)) for x in heads
     )
@@ -53,7 +63,9 @@ def one_tile(d: int, keys: int, dtype: torch.dtype, device: torch.device) -> boo
     their gradients without spilling, as `python -m benchmarks.aot --op attention` shows."""
     if dtype.itemsize > 2:
         return False
-    return keys <= (256 if is_hopper(device) else 128) if d <= 64 else keys <= 128 and d <= 128 and is_hopper(device)
+    if not is_hopper(device):
+        return d <= 64 and keys <= 128
+    return keys <= 256 if d <= 64 else d <= 128 and keys <= 128
 
 
 def is_hopper(device: torch.device) -> bool:

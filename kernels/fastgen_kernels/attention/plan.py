@@ -33,9 +33,11 @@ def forward_plan(q: Tensor, keys: int) -> Plan:
     d, tile = q.shape[3], max(16, triton.next_power_of_2(keys))
     if q.itemsize > 2:
         return Plan("tiled", 32, 32, 4)
-    if tile <= (256 if is_hopper(q.device) else 128) and d <= 128:
-        return Plan("short", 64, tile, 8 if tile == 256 else 4)
-    return Plan("tiled", 128, 64, 8, 2)
+    if d > 128 or tile > (256 if is_hopper(q.device) else 128):
+        return Plan("tiled", 128, 64, 8, 2)
+    if tile < 256:
+        return Plan("short", 64, tile, 4)
+    return Plan("short", 128 if 64 < d <= 96 else 64, tile, 8, 2 if d > 96 else 1)
 
 
 def backward_plan(q: Tensor, keys: int) -> Plan:
@@ -45,7 +47,7 @@ def backward_plan(q: Tensor, keys: int) -> Plan:
         return Plan("tiled", 32, 32, 4) if q.itemsize > 2 else Plan("tiled", 64, 64, 8)
     if not is_hopper(q.device):
         return Plan("short", 16, tile, tile // 16, whole=True)
-    rows = {64: 64, 128: 64 if d <= 64 else 32, 256: 64 if d <= 32 else 16}[tile]
+    rows = {64: 64 if d <= 96 else 32, 128: 64 if d <= 64 else 32, 256: 64 if d <= 32 else 16}[tile]
     # Split, these spill; and one kernel of padded products moves half the bytes of two kernels of split ones.
     whole = (tile == 128 and 64 < d <= 96) or (tile == 256 and 32 < d <= 48)
     return Plan("short", rows, tile, 4 if tile == 64 and (d <= 32 or 48 < d <= 64) else 8, whole=whole)
