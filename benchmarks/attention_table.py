@@ -31,9 +31,8 @@ def measured(record: dict[str, Any]) -> list[Row]:
     for line in sorted(filter(_of_kernels, lines(record)), key=lambda line: _shape(line)[0]):
         _, keys, columns, bits = _shape(line)
         found[bits, columns, keys][line.direction] = line.seconds, line.seconds * line.peers["eager"]
-    source = (
-        f"{device['name']}, torch {record['versions']['torch']}, triton {record['versions']['triton']}, {record['date'][:10]}"
-    )
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "triton"))
+    source = f"{device['name']}, {versions}, {record['date'][:10]}"
     rows = []
     for (bits, columns, keys), times in found.items():
         if {"forward", "backward"} <= times.keys():

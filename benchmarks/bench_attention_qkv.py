@@ -1,5 +1,5 @@
-"""attention_qkv beside each backend of scaled_dot_product_attention and FlexAttention, each with what takes qkv apart and puts the
-output together."""
+"""attention_qkv beside each backend of scaled_dot_product_attention and FlexAttention, each with what takes qkv apart and puts
+the output together."""
 
 from functools import partial
 
@@ -25,8 +25,7 @@ def with_backend(backend):
 
 
 def flex(case):
-    """Compiled with all that is around it, which is how it is meant to be used. Beside torch.compile of the eager code, which resets
-    Dynamo, it is the case's second graph."""
+    """Compiled with all that is around it, as it is meant to be used. Before it torch.compile of the eager code resets Dynamo."""
     for_a_gpu()
     return torch.compile(partial(case.eager, attend=flex_attention), dynamic=False, fullgraph=True)
 

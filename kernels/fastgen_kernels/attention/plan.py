@@ -33,11 +33,11 @@ def forward_plan(q: Tensor, keys: int) -> Plan:
     d, tile = q.shape[3], max(16, triton.next_power_of_2(keys))
     if q.itemsize > 2:
         return Plan("tiled", 32, 32, 4)
-    if d > 128 or tile > (256 if is_hopper(q.device) else 128):
+    most = 256 if is_hopper(q.device) else 128
+    wide = d > 64 and keys % 16 > 0  # 256 such keys on chip spill, where their number is no multiple of 16
+    if d > 128 or tile > most or (tile == 256 and wide):
         return Plan("tiled", 128, 64, 8, 2)
-    if tile < 256:
-        return Plan("short", 64, tile, 4)
-    return Plan("short", 128 if 64 < d <= 96 else 64, tile, 8, 2 if d > 96 else 1)
+    return Plan("short", 64, tile, 8 if tile == 256 else 4)
 
 
 def backward_plan(q: Tensor, keys: int) -> Plan:

@@ -38,9 +38,9 @@ def read(path: Path = TABLE) -> list[Row]:
 
 def _row(line: dict[str, str]) -> Row:
     try:
-        whole = {name: int(line.pop(name)) for name in ("bits", "columns", "keys")}
-        ratios = {name: float(text) if (text := line.pop(name)) else None for name in ("forward", "training")}
-        row = Row(**line, **whole, **ratios)
+        bits, columns, keys = (int(line[name]) for name in ("bits", "columns", "keys"))
+        forward, training = (float(line[name]) if line[name] else None for name in ("forward", "training"))
+        row = Row(line["capability"], bits, columns, keys, line["faster"], forward, training, line["source"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{TABLE.name}: expected {', '.join(x.name for x in fields(Row))}, got {line}") from error
     if row.faster not in ("kernels", "SDPA"):
