@@ -14,7 +14,11 @@ from fastgen_kernels.attention.plan import split
 
 
 def attention() -> Iterator[Launch]:
-    """Self-attention in both memory formats and cross-attention, by number of keys and columns."""
+    """Self-attention in both memory formats and cross-attention, by number of keys and columns, where kernels are taken."""
+    yield from (launch for launch in _everywhere() if launch.capabilities)
+
+
+def _everywhere() -> Iterator[Launch]:
     for d, keys, dtype in product((16, 32, 40, 64, 80, 96, 128), (64, 128, 256, 1024), (BF16, FP16)):
         main, lane = dtype == BF16 and d in (32, 64), 4 if 16 in split(d) else 8  # of 64 x 16 a lane of 8 warps has 4
         yield from stacked("channels_last", d, keys, dtype, lane=lane, main=main)
@@ -22,6 +26,8 @@ def attention() -> Iterator[Launch]:
             yield from stacked("contiguous", d, keys, dtype, lane=lane, main=main)
     for d, keys in product((16, 32, 40, 64, 80, 96, 128), (49, 100, 225, 900)):
         yield from stacked("channels_last", d, keys, BF16, lane=4 if 16 in split(d) else 8)
+    for d, keys in product((16, 32, 40, 64, 80, 96, 128), (56, 104, 200)):
+        yield from stacked("contiguous", d, keys, BF16, lane=4 if 16 in split(d) else 8)
     for d, keys, masked in product((40, 64, 80, 128), (64, 77, 225), (False, True)):
         yield from cross(d, keys, masked)
 

@@ -34,8 +34,8 @@ def forward_plan(q: Tensor, keys: int) -> Plan:
     if q.itemsize > 2:
         return Plan("tiled", 32, 32, 4)
     most = 256 if is_hopper(q.device) else 128
-    wide = d > 64 and keys % 16 > 0  # 256 such keys on chip spill, where their number is no multiple of 16
-    if d > 128 or tile > most or (tile == 256 and wide):
+    spills = tile == 256 and d > 64 and keys % 16 > 0  # what is no multiple of 16 takes registers for addresses
+    if d > 128 or tile > most or spills:
         return Plan("tiled", 128, 64, 8, 2)
     return Plan("short", 64, tile, 8 if tile == 256 else 4)
 
