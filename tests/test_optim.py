@@ -314,6 +314,31 @@ def test_nothing_waits_for_the_device():
     assert waits.found == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda net, optimizer: net.to(memory_format=torch.channels_last),
+            r"strides \(27, 1, 9, 3\) on cpu, got .* \(27, 9, 3, 1\)",
+        ),
+        (lambda net, optimizer: net.double(), "torch.float64 .* got torch.float32"),
+        (lambda net, optimizer: optimizer.state[net[0].bias].update(exp_avg=torch.zeros(5)), r"got .* shape \(5,\)"),
+        (lambda net, optimizer: optimizer.state[net[0].bias].update(exp_avg_sq=torch.zeros(4, device="meta")), "on meta"),
+    ],
+)
+def test_what_changes_between_steps_is_found(change, message):
+    net = make_net()
+    optimizer = AdamWEMA(net.parameters(), ema=0.9)
+    for seed in range(2):
+        backward(net, seed)
+        optimizer.step()
+    change(net, optimizer)
+    net.zero_grad()
+    backward(net, 2)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+
+
 def test_averages_in_a_model():
     net = make_net()
     net.register_buffer("buffer", torch.arange(3))

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import chain, zip_longest
+from operator import is_
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class AdamWEMA(torch.optim.AdamW):
     _step_supports_amp_scaling = True
     _lr: Tensor | None = None
     _known: Sequence[float | Tensor] = ()
+    _before: tuple[list[Tensor], list[Any]] | None = None
 
     def __init__(
         self,
@@ -77,35 +79,40 @@ class AdamWEMA(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
 
-        numbered = [(p, group) for group, settings in enumerate(self.param_groups) for p in settings["params"]]
-        trained = [(p, group) for p, group in numbered if p.grad is not None]
-        trained.sort(key=lambda of: of[0].dtype not in HALVES)  # those with copies first
-        frozen = [p for p, _ in numbered if p.grad is None] if self.profiles else []
-        params = [p for p, _ in trained]
-        states = [self._state(p) for p in params]
-        grads = [p.grad for p in params if p.grad is not None]
+        trained, groups, frozen = self._divided()
+        params = [*trained, *frozen]
+        halves = [p for p in params if p.dtype in HALVES]
+        states = [self.state[p] or self._new_state(p) for p in trained]
+        grads = [p.grad for p in trained if p.grad is not None]
         clip, grad_scale, found_inf = self.clip, getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if clip > 0 and any(isinstance(grad, DTensor) for grad in grads):  # what lies on this rank has another norm than all
+        here = local if any(isinstance(p, DTensor) for p in params) else list[Tensor]
+        if clip > 0 and here is local:  # what lies on this rank has another norm than all
             norm = nn.utils.get_total_norm(grads)
             assert isinstance(norm, DTensor)
             grad_scale, found_inf = clipping(norm.full_tensor(), clip, grad_scale, found_inf)
             clip = 0.0
+        stepped = here([self._master(p) for p in params] if halves else params)
+        exp_avgs = here([state["exp_avg"] for state in states])
+        exp_avg_sqs = here([state["exp_avg_sq"] for state in states])
+        averages = [here(self._averages_of(params, i)) for i in range(len(self.profiles))]
+        copies = here([p for p in halves if p.grad is not None])
         adamw_ema_(
-            local(self._master(p) for p in (*params, *frozen)),
-            local(grads),
-            local(state["exp_avg"] for state in states),
-            local(state["exp_avg_sq"] for state in states),
+            stepped,
+            here(grads),
+            exp_avgs,
+            exp_avg_sqs,
             [state["step"] for state in states],
             self._device_counts(),
             self._learning_rates(),
             [Settings(group["betas"][0], group["betas"][1], group["eps"], group["weight_decay"]) for group in self.param_groups],
-            [group for _, group in trained],
-            averages=[local(self._average(p, i) for p in (*params, *frozen)) for i in range(len(self.profiles))],
+            groups,
+            averages=averages,
             profiles=self.profiles,
-            copies=local(p for p in params if p.dtype in HALVES),
+            copies=copies,
             clip=clip,
             grad_scale=grad_scale,
             found_inf=found_inf,
+            checked=self._as_before(stepped, [*exp_avgs, *exp_avg_sqs, *chain(*averages), *copies]),
         )
         return loss
 
@@ -173,7 +180,7 @@ class AdamWEMA(torch.optim.AdamW):
         params = self._params()
         self._masters = {params[i]: laid_out(x, params[i], x.dtype) for i, x in state_dict.get("masters", {}).items()}
         self._averages = [{params[i]: laid_out(x, self._master(params[i])) for i, x in each.items()} for each in averages]
-        self._counts = None
+        self._counts = self._before = None
         if "counts" in state_dict:
             self._device_counts().copy_(state_dict["counts"])
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
@@ -187,15 +194,34 @@ class AdamWEMA(torch.optim.AdamW):
         ours = ("clip", "profiles", "_averages", "_masters", "_counts")
         return super().__getstate__() | {name: self.__dict__[name] for name in ours}
 
+    def _as_before(self, stepped: list[Tensor], beside: list[Tensor]) -> bool:
+        """Whether all are the tensors of the last step, and those stepped lie in memory as they did, so that they need not be
+        checked again: that costs a CPU more than starting the operations does."""
+        before, layouts = self._before, [(p.dtype, p.device, p.shape, p.stride()) for p in stepped]
+        now = self._before = [*stepped, *beside], layouts
+        return before is not None and layouts == before[1] and len(now[0]) == len(before[0]) and all(map(is_, now[0], before[0]))
+
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _state(self, p: Tensor) -> dict[str, Tensor]:
+    def _divided(self) -> tuple[list[Tensor], list[int], list[Tensor]]:
+        """Parameters with gradients, those in fp16 and bf16 first, the numbers of their groups, and parameters without gradients
+        that have averages."""
+        trained, frozen = [], []
+        for number, group in enumerate(self.param_groups):
+            for p in group["params"]:
+                if p.grad is not None:
+                    trained.append((p, number))
+                elif self.profiles:
+                    frozen.append(p)
+        trained.sort(key=lambda of: of[0].dtype not in HALVES)  # copies are of the first
+        return [p for p, _ in trained], [number for _, number in trained], frozen
+
+    def _new_state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(self._master(p)) for _ in range(2))
-            expect("params", p.stride(), same_layout(state["exp_avg"], p), "strides without gaps or overlaps in memory")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(self._master(p)) for _ in range(2))
+        expect("params", p.stride(), same_layout(state["exp_avg"], p), "strides without gaps or overlaps in memory")
         return state
 
     def _master(self, p: Tensor) -> Tensor:
@@ -206,11 +232,11 @@ class AdamWEMA(torch.optim.AdamW):
             self._masters[p] = p.detach().float()
         return self._masters[p]
 
-    def _average(self, p: Tensor, index: int) -> Tensor:
+    def _averages_of(self, params: list[Tensor], index: int) -> list[Tensor]:
         averages = self._averages[index]
-        if p not in averages:
-            averages[p] = self._master(p).detach().clone()
-        return averages[p]
+        if len(averages) < len(params):
+            averages.update({p: self._master(p).detach().clone() for p in params if p not in averages})
+        return [averages[p] for p in params]
 
     def _device_counts(self) -> Tensor:
         if self._counts is None:

@@ -58,6 +58,7 @@ def adamw_ema_(
     clip: float = 0.0,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    checked: bool = False,
 ) -> None:
     """One step, in place, of the parameters that have gradients, which come first, and of the averages of all.
 
@@ -69,13 +70,17 @@ def adamw_ema_(
     of each group. groups: of the parameters with gradients, the number of the group.
     clip: the largest norm of the gradient; inf only checks that it is finite, 0 does not look at it. grad_scale: what the
     gradients are to be divided by. found_inf: where it is not 0 the step is skipped; both 0-dim fp32, as torch.amp.GradScaler's.
+    checked: the last step had the same tensors beside the gradients, so that they need not be looked at again.
 
     Raises ValueError for what does not go together.
     """
-    _check(params, grads, exp_avgs, exp_avg_sqs, steps, counts, lr, settings, groups, averages, profiles, copies)
+    if not checked:
+        _check(params, grads, exp_avgs, exp_avg_sqs, steps, counts, lr, settings, groups, averages, profiles, copies)
     if not params:
         return
-    grads = [g if same_layout(g, p) else torch.empty_like(p, dtype=g.dtype).copy_(g) for g, p in zip(grads, params, strict=False)]
+    if [g.stride() for g in grads] != [p.stride() for p in params[: len(grads)]]:
+        pairs = zip(grads, params, strict=False)
+        grads = [g if same_layout(g, p) else torch.empty_like(p, dtype=g.dtype).copy_(g) for g, p in pairs]
     copies = list(copies)
     state = params, grads, exp_avgs, exp_avg_sqs, steps
     if params[0].dtype == torch.float32 and use_triton(params[0]):
@@ -183,13 +188,15 @@ def _check(
             raise ValueError(f"adamw_ema_: averages[{i}] must be as many as params, {len(params)}, got {len(average)}")
     if len(devices := {p.device for p in params}) > 1:
         raise ValueError(f"adamw_ema_: params must be on one device, got {', '.join(sorted(map(str, devices)))}")
-    alike = [(p.numel(), p.stride()) for p in params]
+    numbers, strides = [p.numel() for p in params], [p.stride() for p in params]
     for xs in (params, grads, exp_avgs, exp_avg_sqs, *averages, copies):
         dtypes = FLOATS if xs is grads or xs is copies else (dtype,)
-        if [(x.numel(), x.stride()) for x in xs] == alike[: len(xs)] and {x.dtype for x in xs} <= {*dtypes}:
+        alike = [x.numel() for x in xs] == numbers[: len(xs)] and [x.stride() for x in xs] == strides[: len(xs)]
+        if alike and {x.dtype for x in xs} <= {*dtypes} and {x.device for x in xs} <= {params[0].device}:
             continue  # the usual, in little time
         for x, p in zip(xs, params, strict=False):
-            if x.shape != p.shape or x.dtype not in dtypes or not (xs is grads or same_layout(x, p)):
+            like = (x.shape, x.device) == (p.shape, p.device) and x.dtype in dtypes and (xs is grads or same_layout(x, p))
+            if not like:
                 raise ValueError(f"adamw_ema_: what belongs to a parameter must be like it, {_text(p)}, got {_text(x)}")
     for name, x, shape, dtype in (("counts", counts, (2,), torch.int64), ("lr", lr, (len(settings),), torch.float64)):
         if x.dtype != dtype or x.shape != shape:
