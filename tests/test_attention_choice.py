@@ -122,6 +122,7 @@ def test_the_path_that_is_taken(on, capability, d, side, dtype, kernels):
         ((2, 2, 49, 40), (49 * 240, 40, 240, 1), True),  # columns side by side
         ((2, 2, 64, 40), (64 * 240, 40 * 64, 1, 64), True),  # positions
         ((2, 2, 49, 40), (49 * 240, 40 * 49, 1, 49), False),
+        ((2, 2, 56, 40), (56 * 240, 40 * 56, 1, 56), False),  # 16 bytes, but kernels spill
         ((2, 2, 64, 36), (64 * 216, 36, 216, 1), False),
         ((2, 2, 64, 40), (64 * 480, 80, 480, 2), False),
         ((2, 2, 64, 40), (0, 0, 0, 0), False),

@@ -26,8 +26,6 @@ def _everywhere() -> Iterator[Launch]:
             yield from stacked("contiguous", d, keys, dtype, lane=lane, main=main)
     for d, keys in product((16, 32, 40, 64, 80, 96, 128), (49, 100, 225, 900)):
         yield from stacked("channels_last", d, keys, BF16, lane=4 if 16 in split(d) else 8)
-    for d, keys in product((16, 32, 40, 64, 80, 96, 128), (56, 104, 200)):
-        yield from stacked("contiguous", d, keys, BF16, lane=4 if 16 in split(d) else 8)
     for d, keys, masked in product((40, 64, 80, 128), (64, 77, 225), (False, True)):
         yield from cross(d, keys, masked)
 
