@@ -51,8 +51,8 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def readable(*heads: Tensor) -> bool:
-    """Whether tiles of heads (N, H, S, D) are read 16 bytes at a time and without spills: columns a multiple of 8, and either they
-    lie side by side or positions do, a multiple of 16. In the interpreter it does not matter."""
+    """Whether tiles of heads (N, H, S, D) are read 16 bytes at a time and without spills: columns a multiple of 8, and they lie
+    side by side or positions do, a multiple of 16. In the interpreter it does not matter."""
     return interpreted() or all(
         x.shape[3] % 8 == 0 and (x.stride(3) == 1 or (x.stride(2) == 1 and x.stride(3) % 16 == 0)) for x in heads
     )
