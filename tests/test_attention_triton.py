@@ -1,5 +1,6 @@
 """The kernels of attention against scaled_dot_product_attention, by the laboratory's checks."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -196,7 +197,8 @@ print(precision())
 
 def test_tf32_only_where_pytorch_may_use_it():
     """In a process of its own: the switch cannot be put back. Its older and its newer name are heeded."""
-    run = subprocess.run([sys.executable, "-c", PRECISION], capture_output=True, text=True, cwd=KERNELS)
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", PRECISION], capture_output=True, text=True, cwd=KERNELS, env=environment)
     assert run.stdout.split() == ["ieee", "tf32", "ieee", "ieee", "ieee", "tf32", "ieee"], run.stderr
 
 
