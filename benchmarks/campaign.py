@@ -3,9 +3,10 @@
     python -m benchmarks.campaign [--out DIR] [--budget SECONDS] [--only NAME …] [--commit TEXT]
 
 On a GPU it runs the tests marked gpu and then every benchmark, and writes into DIR (benchmarks/results by default) the record,
-DEVICE.json, and what benchmarks.report makes of it: a table, PNG plots (where matplotlib is installed) and one HTML page. The
-tests get half of the budget at most, each benchmark what is left by then. What was cut short or had no time is named in the
-record, which is written every few seconds: a campaign that is stopped leaves what it has measured.
+DEVICE.json, and what benchmarks.report makes of it: a table, PNG plots (where matplotlib is installed) and one HTML page. What it
+measured of attention goes into the table that the library dispatches by (benchmarks.attention_table), with --out into a copy of
+it in DIR. The tests get half of the budget at most, each benchmark what is left by then. What was cut short or had no time is
+named in the record, which is written every few seconds: a campaign that is stopped leaves what it has measured.
 
 Without a GPU it runs the benchmarks of the ops at the shapes and by the path that a CPU has, to show that all is in order. It
 says that no kernel was measured, and writes files, named cpu-campaign, only where --out says so.
@@ -27,9 +28,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.attention_table import write_measured
 from benchmarks.environment import ROOT, describe, readings, slug
 from benchmarks.record import read_json, write_json
 from benchmarks.report import report, summary
+from fastgen_kernels.attention.table import TABLE
 
 GPU_TESTS = "gpu-tests"
 _REPORTING = 20  # seconds of the budget that are kept for the report
@@ -185,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     save(record)
     print(summary(record))
     if out:
-        print("\n".join(report(record, out, name)))
+        table = write_measured(record, options.out / TABLE.name if options.out else TABLE) if gpu else []
+        print("\n".join(report(record, out, name) + table))
     failed = failures(record)
     print(f"{budget.used():.0f} s of {options.budget:.0f} s used; {len(failed)} failures", *failed, sep="\n  ")
     return 1 if failed else 0

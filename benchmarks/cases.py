@@ -345,18 +345,19 @@ def _group_norm(
 
 
 def _attention(name: str, n: int, heads: int, d: int, side: int, *, channels_last: bool = False) -> Case:
-    """qkv as a 1x1 convolution puts it out, in bf16; eager takes it apart for scaled_dot_product_attention and puts the output
-    together. On a GPU ours are the kernels, also where the op would leave a shape to PyTorch."""
+    """qkv as a 1x1 convolution puts it out, in bf16; eager takes it apart for scaled_dot_product_attention, or what else it is
+    given to attend with, and puts the output together. On a GPU ours are the kernels, also where the op would leave a shape to
+    PyTorch."""
     shape = (n, 3 * heads * d, side, side)
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
         qkv = torch.randn(shape, dtype=torch.bfloat16, device=device)
         return (_laid_out(qkv, channels_last).requires_grad_(),)
 
-    def eager(qkv: Tensor) -> Outputs:
+    def eager(qkv: Tensor, attend: Callable[..., Tensor] = F.scaled_dot_product_attention) -> Outputs:
         parts = qkv.reshape(n, 3, heads, d, side**2).transpose(3, 4).unbind(1)
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in parts)  # SDPA's fast backends want D contiguous
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return (_laid_out(out.transpose(2, 3).reshape(n, heads * d, side, side), channels_last),)
 
     of_out = n * heads * d * side**2 * 2

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,15 @@ def test_matrix_instructions(toys):
     assert toys[90, "dot"]["tensor_core"] == ["wgmma.mma_async"]
     assert toys[100, "dot"]["tensor_core"] == ["tcgen05.mma"]
     assert toys[90, "small dot"]["tensor_core"] == ["mma.sync"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tf32", "instructions"), [([], []), (["tf32"], ["mma.sync"])])
+def test_products_of_fp32_are_exact_unless_tf32_is_allowed(tmp_path, tf32, instructions):
+    """Exact: without a matrix instruction, all of which round fp32 to TF32."""
+    reports, _ = aot(tmp_path, "--cc", 80, 90, program=[ROOT / "tests/aot_fp32_attention.py", *tf32])
+    kernels = {(r["cc"], r["kernel"]): r["tensor_core"] for r in reports}
+    assert kernels == dict.fromkeys(product((80, 90), ("tiled_kernel", "queries_kernel", "keys_kernel")), instructions)
 
 
 def test_refuses_to_interpret(monkeypatch):

@@ -1,6 +1,10 @@
 """The kernels of attention against scaled_dot_product_attention, by the laboratory's checks."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +12,10 @@ import torch.nn.functional as F
 import triton
 from torch.testing._internal.common_methods_invocations import op_db
 
+from benchmarks.counters import of_operations
 from benchmarks.interpreter import recorded
 from fastgen.functional import attention, attention_qkv
+from fastgen.layers import GroupNorm, SelfAttention, Stream
 from fastgen_kernels.attention import (
     _attention,
     _attention_backward,
@@ -17,6 +23,7 @@ from fastgen_kernels.attention import (
     _attention_qkv_backward,
     attention_qkv_reference,
     backward_triton,
+    choice,
     forward_triton,
 )
 from fastgen_kernels.attention.heads_triton import places, wide
@@ -44,6 +51,7 @@ pytestmark = pytest.mark.kernels
 assert_as_accurate = partial(accuracy.assert_as_accurate, cancels=True)
 OP_INFO = next(op for op in op_db if op.name == "nn.functional.scaled_dot_product_attention")
 ALGORITHMS = ("short", "tiled")
+KERNELS = Path(__file__).parents[1] / "kernels"
 
 
 def op(q, k, v, mask=None, scale=None):
@@ -148,12 +156,50 @@ def test_every_dtype(algorithm, dtype, d):
         ((1, 1, 40, 300, 128), torch.float32),
         pytest.param((1, 1, 20, 24, 40), torch.float16, marks=pytest.mark.kill),
         ((1, 2, 65, 200, 32), torch.float16),
+        ((1, 1, 20, 200, 40), torch.float16),  # backward in padded columns
+        ((1, 1, 40, 100, 80), torch.bfloat16),
+        ((1, 1, 70, 200, 128), torch.bfloat16),
         ((1, 1, 130, 300, 64), torch.float16),
         ((1, 1, 20, 24, 256), torch.float16),
     ],
 )
 def test_the_tiles_that_are_launched(shape, dtype):
     assert_as_accurate(op, peer, *heads(shape, dtype))
+
+
+@interpreter_only
+@pytest.mark.parametrize("shape", [(1, 1, 20, 49, 40), (1, 1, 70, 128, 64), (1, 1, 20, 70, 72), (1, 1, 20, 150, 16)])
+def test_the_tiles_of_other_architectures(monkeypatch, shape):
+    """Those of a class that is left to SDPA too: a benchmark launches them."""
+    monkeypatch.setattr(choice, "capability", lambda device: (8, 0))
+    assert_as_accurate(op, peer, *heads(shape, torch.bfloat16))
+
+
+PRECISION = """
+import torch
+from fastgen_kernels.attention.plan import constants, forward_plan
+
+def precision(dtype=torch.float32):
+    q = torch.empty(1, 1, 1, 16, dtype=dtype)
+    return constants(q, forward_plan(q, 16))["PRECISION"]
+
+print(precision())
+torch.backends.cuda.matmul.allow_tf32 = True
+print(precision(), precision(torch.float16), precision(torch.float64))
+torch.set_float32_matmul_precision("highest")
+print(precision())
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+print(precision())
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+print(precision())
+"""
+
+
+def test_tf32_only_where_pytorch_may_use_it():
+    """In a process of its own: the switch cannot be put back. Its older and its newer name are heeded."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", PRECISION], capture_output=True, text=True, cwd=KERNELS, env=environment)
+    assert run.stdout.split() == ["ieee", "tf32", "ieee", "ieee", "ieee", "tf32", "ieee"], run.stderr
 
 
 @pytest.mark.kill
@@ -394,6 +440,25 @@ def test_qkv_in_its_memory_format(algorithm, layout):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_qkv_sound(algorithm, layout):
     assert_sound(partial(attention_qkv, num_heads=2), stack((2, 96, 5, 4), layout=layout))
+
+
+@interpreter_only
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_block_of_a_unet_copies_nothing(layout):
+    """norm, qkv, attention, out, and the sum in the norm that comes next: besides its kernels and convolutions no operation that
+    moves memory, in backward either."""
+    block, norm = (m.to(torch.bfloat16, memory_format=layout) for m in (SelfAttention(2, 32, 4, 2), GroupNorm(4, 32)))
+    x = torch.randn(1, 32, 5, 4, dtype=torch.bfloat16).to(memory_format=layout).requires_grad_()
+    with recorded() as log, of_operations() as operations:
+        out = norm(block(Stream(x)))
+    assert operations.names == ["convolution.default"] * 2
+    assert log.launches == ["held_kernel", "short_kernel", "held_kernel"]
+
+    upstream = [torch.randn_like(y) for y in out]
+    with of_operations() as operations:
+        grads = torch.autograd.grad(out, [x, *block.parameters(), *norm.parameters()], upstream)
+    assert operations.names == ["convolution_backward.default"] * 2
+    assert all(y.is_contiguous(memory_format=layout) for y in (*out, grads[0]))
 
 
 def test_qkv_empty():

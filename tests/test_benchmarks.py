@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import clocks, ops, roof
+from benchmarks import bench_attention_qkv, clocks, ops, roof
 from benchmarks.apart import apart
 from benchmarks.cases import CASES
 from benchmarks.timing import Row, interleaved, readable, rows
@@ -228,6 +228,7 @@ def test_the_launch_and_the_integers_write_nothing():
 # --- an op at a case
 
 CASE = next(case for case in CASES if case.shape == "MLP VAE 128x16 float32")
+ATTENTION = next(case for case in CASES if case.shape == "small UNet 2x2x64x64 bfloat16 channels_last")
 
 
 def test_the_bytes_of_a_case_are_those_of_its_tensors():
@@ -280,6 +281,22 @@ def test_absent_peers_say_why():
         "missing": "not installed (No module named 'a_package_that_does_not_exist')",
         "broken": "RuntimeError: no such kernel",
     }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is absent where there is no GPU")
+def test_the_peers_of_attention_are_for_a_gpu():
+    calls, absent = ops.of_peers(bench_attention_qkv.PEERS, ATTENTION, [ATTENTION.inputs(torch.device("cpu"))], "forward")
+    assert (calls, absent) == ({}, dict.fromkeys(("flash", "cuDNN", "memory-efficient", "math", "FlexAttention"), "is for a GPU"))
+
+
+def test_flex_attention_attends_to_the_same(monkeypatch):
+    """Forward: on a CPU it has no backward pass."""
+    monkeypatch.setattr(bench_attention_qkv, "for_a_gpu", lambda: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    qkv = ATTENTION.inputs(torch.device("cpu"))[0].detach().float()
+    (ours,), (theirs,) = ATTENTION.eager(qkv), bench_attention_qkv.flex(ATTENTION)(qkv)
+    assert theirs.stride() == ours.stride()
+    torch.testing.assert_close(theirs, ours)
 
 
 @pytest.fixture

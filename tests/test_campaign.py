@@ -12,6 +12,7 @@ from benchmarks import campaign, conftest, environment
 from benchmarks.campaign import Budget, Stage
 from benchmarks.record import read_json, write_json
 from benchmarks.report import lines, report, summary, verdicts
+from fastgen_kernels.attention.table import read
 
 
 def finished(**parts):
@@ -115,6 +116,25 @@ def test_a_campaign_on_a_gpu_is_named_after_it(played, tmp_path, capsys):
     assert (record["commit"], record["budget"], record["left_out"]) == ("abc", 480.0, {})
     assert record["stages"]["some_op"]["tests"] == {"b.py::x": "passed"}
     assert "0 failures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_a_campaign_on_a_gpu_writes_where_attention_takes_its_kernels(played, tmp_path, monkeypatch, capsys, out):
+    """Into the library, with --out into a copy there."""
+    table = tmp_path / ("out" if out else "library") / "faster.csv"
+    played({"kind": "cuda", "name": "NVIDIA H200", "capability": "9.0"}, {})
+    shape = "UNet 128x8x64x32 bfloat16 channels_last"
+    of_attention = [
+        op_table("graph", {"eager": 0.5}, op="attention_qkv", shape=shape, direction=d) for d in ("forward", "backward")
+    ]
+    monkeypatch.setattr(campaign, "run", lambda *_: finished(tables=of_attention))
+    monkeypatch.setattr(campaign, "TABLE", tmp_path / "library" / "faster.csv")
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    assert campaign.main(["--out", str(tmp_path / "out")] if out else []) == 0
+    assert [path for path in tmp_path.rglob("faster.csv")] == [table]
+    (row,) = (row for row in read(table) if row.source.startswith("NVIDIA H200, torch ") and row.forward == 0.5)
+    assert (row.at, row.faster) == (("9.0", 16, 32, 64), "SDPA")
+    assert f"wrote {table}: 1 classes measured" in capsys.readouterr().out
 
 
 def test_a_campaign_on_a_cpu_writes_only_where_it_is_told_to(played, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,12 @@ def test_functional_has_the_ops_of_the_design():
 
     for name in functional.__all__:
         assert getattr(functional, name).__doc__, name
+
+
+@pytest.mark.parametrize("folder", [".", "kernels"])
+def test_a_wheel_has_every_file_that_is_read(folder):
+    """What is no module is listed in pyproject.toml."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    (package,) = {"fastgen", "fastgen_kernels"} & {path.name for path in (ROOT / folder).iterdir()}
+    files = {path.relative_to(ROOT / folder / package) for path in (ROOT / folder / package).rglob("*") if path.is_file()}
+    assert {str(path) for path in files if path.suffix not in (".py", ".pyc")} == set(listed[package])

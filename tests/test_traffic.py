@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_traffic_of_ops(case):
         assert 1 <= row.sector_ratio <= most
         assert row.ours.launches <= LAUNCHES.get(row.op, 1)
         assert row.gain >= GAINS.get(row.op, 1 / most)
+
+
+ATTENTION = [case for case in CASES if case.op == "attention_qkv" and "128x8x" in case.shape]  # of 64 and 256 positions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.shape)
+def test_traffic_of_short_attention(case):
+    """At the size that is measured. Not beyond 64 columns of 256 positions backward: no program holds the gradients of that many
+    keys, and two kernels read them tile by tile."""
+    forward, backward = rows(case, programs=2)
+    assert 1 <= forward.ratio <= 1.1
+    positions, columns = map(int, re.search(r"8x(\d+)x(\d+) ", case.shape).groups())
+    if columns <= 64 or positions <= 64:
+        assert 1 <= backward.ratio <= 1.15
+        assert backward.ours.launches == 1
 
 
 def test_a_sum_outside_the_kernel_is_counted():

@@ -17,7 +17,7 @@ from fastgen.errors import expect, lookup
 from fastgen.footprint import footprint
 from fastgen.presets import PRESETS
 from fastgen.values import measure
-from fastgen_kernels.attention.choice import has_tiles
+from fastgen_kernels.attention.choice import has_kernels
 from fastgen_kernels.dispatch import obstacle, switched_off
 
 
@@ -99,7 +99,7 @@ def _path(op: Callable[..., Any], device: torch.device) -> str:
     if device.type != "cuda":
         return "kernel, in Triton's interpreter"
     if op in (functional.attention, functional.attention_qkv):
-        return "kernel in 16 bits, at some sizes" if has_tiles(device) else "reference: its kernels need compute capability 9.0"
+        return "kernel in 16 bits, at some sizes" if has_kernels(device) else "reference: no kernel is listed for this GPU"
     return "kernel"
 
 

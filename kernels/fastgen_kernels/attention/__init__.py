@@ -113,7 +113,7 @@ def _fake_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: An
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, mask, ctx.scale = inputs
     out, lse = output
-    ctx.save_for_backward(q, k, v, mask, None if one_tile(q.shape[3], k.shape[2], q.dtype) else out, lse)
+    ctx.save_for_backward(q, k, v, mask, None if one_tile(q.shape[3], k.shape[2], q.dtype, q.device) else out, lse)
     ctx.set_materialize_grads(False)
 
 
@@ -161,7 +161,7 @@ def _fake_backward_qkv(dout: Tensor, qkv: Tensor, *_: Any) -> Tensor:
 def _setup_context_qkv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, ctx.num_heads, ctx.order = inputs
     out, lse = output
-    single = one_tile(qkv.shape[1] // 3 // ctx.num_heads, math.prod(qkv.shape[2:]), qkv.dtype)
+    single = one_tile(qkv.shape[1] // 3 // ctx.num_heads, math.prod(qkv.shape[2:]), qkv.dtype, qkv.device)
     ctx.save_for_backward(qkv, None if single else out, lse)
     ctx.set_materialize_grads(False)
 

@@ -11,12 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
-from fastgen_kernels.attention.choice import one_tile
+from fastgen_kernels.attention.choice import is_hopper, one_tile
 from fastgen_kernels.blocks_triton import TRITON_DTYPE
 from fastgen_kernels.dispatch import interpreted
 from fastgen_kernels.layout import compute_dtype
-
-SHORT = 256  # keys
 
 
 @dataclass(frozen=True)
@@ -26,27 +24,33 @@ class Plan:
     keys: int  # of a tile
     warps: int
     stages: int = 1
+    whole: bool = False  # columns that are no power of 2 are padded to one, not split
 
 
 def forward_plan(q: Tensor, keys: int) -> Plan:
-    """For queries (N, H, S, D). In 16 bits what compiles without spills for Hopper; for fp32 and fp64 there is no such tiling."""
+    """For queries (N, H, S, D). In 16 bits what compiles without spills where the table of the choice takes kernels; for fp32 and
+    fp64 there is no such tiling."""
     d, tile = q.shape[3], max(16, triton.next_power_of_2(keys))
     if q.itemsize > 2:
         return Plan("tiled", 32, 32, 4)
-    if tile <= SHORT and d <= 128:
-        return Plan("short", 64, tile, 8 if tile == 256 else 4)
-    return Plan("tiled", 128, 64, 8, 2)
+    most = 256 if is_hopper(q.device) else 128
+    spills = tile == 256 and d > 64 and keys % 16 > 0  # what is no multiple of 16 takes registers for addresses
+    if d > 128 or tile > most or spills:
+        return Plan("tiled", 128, 64, 8, 2)
+    return Plan("short", 64, tile, 8 if tile == 256 else 4)
 
 
 def backward_plan(q: Tensor, keys: int) -> Plan:
     """As forward_plan."""
     d, tile = q.shape[3], max(64, triton.next_power_of_2(keys))
-    if one_tile(d, keys, q.dtype):
-        rows = {64: 64, 128: 64 if d <= 64 else 32, 256: 64 if d <= 32 else 16}[tile]
-        return Plan("short", rows, tile, 4 if tile == 64 and (d <= 32 or 48 < d <= 64) else 8)
-    if q.itemsize > 2:
-        return Plan("tiled", 32, 32, 4)
-    return Plan("tiled", 64, 64, 8)
+    if not one_tile(d, keys, q.dtype, q.device):
+        return Plan("tiled", 32, 32, 4) if q.itemsize > 2 else Plan("tiled", 64, 64, 8)
+    if not is_hopper(q.device):
+        return Plan("short", 16, tile, tile // 16, whole=True)
+    rows = {64: 64 if d <= 96 else 32, 128: 64 if d <= 64 else 32, 256: 64 if d <= 32 else 16}[tile]
+    # Split, these spill; and one kernel of padded products moves half the bytes of two kernels of split ones.
+    whole = (tile == 128 and 64 < d <= 96) or (tile == 256 and 32 < d <= 48)
+    return Plan("short", rows, tile, 4 if tile == 64 and (d <= 32 or 48 < d <= 64) else 8, whole=whole)
 
 
 def split(d: int) -> tuple[int, int]:
@@ -60,8 +64,8 @@ def split(d: int) -> tuple[int, int]:
 def constants(q: Tensor, p: Plan) -> dict[str, Any]:
     """Of a launch on heads like q's. Products of fp32 are exact but where the user has allowed PyTorch's own to be in TF32."""
     d = q.shape[3]
-    d1, d2 = split(d)
-    exact = q.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
+    d1, d2 = (max(16, triton.next_power_of_2(d)), 0) if p.whole else split(d)
+    exact = q.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32"
     return {
         "D": d, "D1": d1, "D2": d2, "ROWS": p.rows, "KEYS": p.keys,
         "COMPUTE": TRITON_DTYPE[compute_dtype(q.dtype)],
