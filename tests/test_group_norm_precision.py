@@ -5,10 +5,12 @@ import torch
 import triton
 import triton.language as tl
 
+from fastgen_kernels.group_norm import _group_norm
 from fastgen_kernels.group_norm.tiles_triton import reciprocal_deviation
 from tests.group_norm_problems import ALGORITHMS, doubled, force, inputs, op, reference
 from tests.laboratory.accuracy import assert_as_accurate, results
 from tests.laboratory.device import DEVICE
+from tests.laboratory.tensors import random
 
 pytestmark = pytest.mark.kernels
 
@@ -73,6 +75,17 @@ def test_a_tile_far_out(monkeypatch, algorithm, tile, mean):
     given = x.requires_grad_(), *options, 2
     assert_exact_to_fp32(*given)
     assert_as_accurate(op, reference, *given, None, cancels=True)
+
+
+@pytest.mark.kill
+def test_mean_of_parts(monkeypatch):
+    """Held in two numbers it is exact beyond fp32, also where the first part, with which the others are merged, lies far out."""
+    force(monkeypatch, "split", tile=32)
+    x = random((1, 32, 64), layout="channels_last")
+    x[:, :, :2] += 1e3
+    statistics = _group_norm(x, *[None] * 6, 2, 1e-5, None)[2].double()
+    group = x.double().reshape(1, 2, -1)
+    assert ((statistics[..., 0] + statistics[..., 1] - group.mean(2)).abs() <= 5e-8 * group.std(2)).all()
 
 
 def test_means_that_drift(algorithm):

@@ -87,11 +87,11 @@ def channel_statistics(
         new = 1.0 / tl.cast(k + 1, COMPUTE)
         means += d * new
         squares += d * d * (1.0 - new)
-    counts = tl.where(i < remaining(start + (tiles - 1) * HEIGHT, stop, HEIGHT), tiles, tiles - 1).to(COMPUTE)
+    counts = tl.where(i < remaining(start + (tiles - 1) * HEIGHT, stop, HEIGHT), tiles, tiles - 1)
     rest = tl.sum(means * counts, 0) / (stop - start)
     d = means - rest[None, :]
     mean, rest = settled(mean, rest)
-    return mean, rest + tl.sum(d * counts, 0) / (stop - start), tl.sum(squares + d * d * counts, 0)
+    return mean, rest, tl.sum(squares + d * d * counts, 0)
 
 
 @triton.jit
