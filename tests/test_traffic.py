@@ -34,7 +34,7 @@ EXCEPTIONS = {
     ("group_norm", "UNet 8x1280x8x8 bfloat16 channels_last scale shift", "backward"): 1.30,
     ("group_norm", "UNet 8x1280x8x8 bfloat16", "backward"): 1.08,
     # Two passes: x is read twice, in backward dy too.
-    ("group_norm", "autoencoder 1x64x64x64 float32 channels_last", "forward"): 1.59,
+    ("group_norm", "autoencoder 1x64x64x64 float32 channels_last", "forward"): 1.58,
     ("group_norm", "autoencoder 1x64x64x64 float32 channels_last", "backward"): 1.77,
     ("group_norm", "autoencoder 1x128x48x48 bfloat16 residual", "backward"): 1.51,
     # A program has 4 rows, of a column 16 numbers: to them come those of weight and bias, in backward of weight and of two sums,

@@ -82,7 +82,8 @@ def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: in
     width = min(LINE if innermost else 4, power_of_2(c))
     height = min(positions, tile // width)
     tiles = n * cdiv(c, width)
-    span = cdiv(s, height * max(1, 4 * processors // tiles)) * height
+    shortest = 2 * height  # of a part: sums of fewer would be much beside what they are sums of
+    span = cdiv(s, shortest * max(1, 4 * processors // tiles)) * shortest
     parts = cdiv(s, span)
     return [*found, Plan("split", width, width, height, tiles * parts, parts, span, warps(8 * height * width / tile))]
 
