@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastgen_kernels.dispatch import capability
+
 Algorithm = Literal["held", "streamed", "split"]
 
 WIDEST = 128  # channels of a tile, unless a group that is held has more
@@ -38,12 +40,14 @@ class Plan:
 def plans(x: Tensor, groups: int, held: int, tile: int) -> list[Plan]:
     """For x (N, C, S), first what should be the fastest. held: elements of a slab that registers hold, without spills; half as
     many where positions are innermost, and of fp64 a quarter. tile: elements of a tile of a slab that they do not hold, for 8
-    warps."""
+    warps. From compute capability 10.0 on half of the one, and where positions are innermost of the other."""
     n, c, s = x.shape
     innermost = x.stride(1) == 1
     less = 4 if x.dtype == torch.float64 else 1
-    held //= less if innermost else 2 * less
-    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile // less, processors=processors(x.device))
+    half = 2 if capability(x.device) >= (10, 0) else 1
+    held //= less * half * (1 if innermost else 2)
+    tile //= less * (1 if innermost else half)
+    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile, processors=processors(x.device))
 
 
 def processors(device: torch.device) -> int:
@@ -89,8 +93,8 @@ def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: in
 
 
 def warps(wanted: float) -> int:
-    """16 at most, which leaves 128 registers for a lane."""
-    return min(16, max(1, int(wanted)))
+    """2 at least, as addresses of what is not aligned take many registers, and 16 at most, which leaves 128 for a lane."""
+    return min(16, max(2, int(wanted)))
 
 
 def power_of_2(x: int) -> int:
