@@ -78,6 +78,13 @@ def test_a_tile_far_out(monkeypatch, algorithm, tile, mean):
 
 
 @pytest.mark.kill
+def test_exact_to_fp64(algorithm):
+    """Where a step of the arithmetic is in fp32, 1e-8 is lost."""
+    given = *inputs((2, 16, 8, 8), torch.float64, "channels_last"), 4
+    torch.testing.assert_close(results(op, *given), results(reference, *given), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.kill
 def test_mean_of_parts(monkeypatch):
     """Held in two numbers it is exact beyond fp32, also where the first part, with which the others are merged, lies far out."""
     force(monkeypatch, "split", tile=32)
