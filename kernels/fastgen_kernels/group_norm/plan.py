@@ -44,7 +44,7 @@ def plans(x: Tensor, groups: int, held: int, tile: int) -> list[Plan]:
     n, c, s = x.shape
     innermost = x.stride(1) == 1
     less = 4 if x.dtype == torch.float64 else 1
-    half = 2 if capability(x.device) >= (10, 0) else 1
+    half = 2 if spills_sooner(x.device) else 1
     held //= less * half * (1 if innermost else 2)
     tile //= less * (1 if innermost else half)
     return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile, processors=processors(x.device))
@@ -53,6 +53,11 @@ def plans(x: Tensor, groups: int, held: int, tile: int) -> list[Plan]:
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; where kernels are interpreted, or compiled ahead of time, those of an H200."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def spills_sooner(device: torch.device) -> bool:
+    """Whether programs have room for less than on an H200, which tensors without memory are planned for."""
+    return device.type != "meta" and capability(device) >= (10, 0)
 
 
 def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: int, tile: int, processors: int) -> list[Plan]:
