@@ -1,6 +1,7 @@
 """group_norm beside the sequence of PyTorch operations, and that sequence with the norms of Liger and apex."""
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 from benchmarks.ops import Absent, cases
@@ -32,6 +33,13 @@ def apex(case):
     return with_norm(case, norm, activation=(lambda y: y) if fused else F.silu)
 
 
+def on_a_cpu(case):
+    """What autocast runs on a CPU: the norm in x's dtype, where on a GPU it is in fp32."""
+    if torch.cuda.is_available():
+        raise Absent("is for a CPU")
+    return with_norm(case, lambda x, weight, bias: F.group_norm(x, 32, weight, bias))
+
+
 def with_norm(case, norm, activation=F.silu):
     """The case's eager code with another norm."""
 
@@ -49,4 +57,4 @@ def with_norm(case, norm, activation=F.silu):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", cases("group_norm"), ids=lambda case: case.shape)
 def test_group_norm(measured, case, direction):
-    measured(case, direction, {"Liger": liger, "apex": apex})
+    measured(case, direction, {"CPU autocast": on_a_cpu, "Liger": liger, "apex": apex})
