@@ -151,7 +151,8 @@ def test_dtypes_may_differ(algorithm):
 @pytest.mark.slow
 @pytest.mark.parametrize(("layout", "gradients"), [*zip(LAYOUTS, LAYOUTS, strict=True), ("contiguous", "expanded")])
 def test_any_layout(algorithm, layout, gradients):
-    assert_as_accurate(op, reference, *inputs((2, 8, 6, 5), layout=layout), 4, gradients=gradients)
+    # The largest of a few hundred errors varies more from seed to seed than twice the peer's.
+    assert_as_accurate(op, reference, *inputs((2, 8, 12, 10), layout=layout), 4, gradients=gradients)
 
 
 @pytest.mark.parametrize("only", range(2))

@@ -39,12 +39,12 @@ class Plan:
 
 def plans(x: Tensor, groups: int, held: int, tile: int) -> list[Plan]:
     """For x (N, C, S), first what should be the fastest. held: elements of a slab that registers hold, without spills; half as
-    many where positions are innermost, and of fp64 a quarter. tile: elements of a tile of a slab that they do not hold, for 8
+    many where positions are innermost, and of fp64 an eighth. tile: elements of a tile of a slab that they do not hold, for 8
     warps. From compute capability 10.0 on half of the one, and where positions are innermost of the other."""
     n, c, s = x.shape
     innermost = x.stride(1) == 1
     less = 4 if x.dtype == torch.float64 else 1
-    half = 2 if spills_sooner(x.device) else 1
+    half = 2 if less > 1 or spills_sooner(x.device) else 1
     held //= less * half * (1 if innermost else 2)
     tile //= less * (1 if innermost else half)
     return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile, processors=processors(x.device))
