@@ -29,11 +29,12 @@ def group_norm_reference(
     total = x if residual is None else like(x + residual.to(x.dtype), x)
     h = total if pre_bias is None else total + _per_channel(pre_bias.to(x.dtype), x)
 
-    # In 16 bits PyTorch's CPU kernel for channels_last is slow where a group has less than a vector's channels and, as another
-    # algorithm is taken from there on, fewer than 1,024 positions. Conversions both ways are then 1.4 to 5 times as fast, forward
-    # alone and with backward. Elsewhere they are the slower way, forward by 1 to 8 times; in fp32 too, but in groups of 2.
+    # In 16 bits PyTorch's CPU kernel for channels_last is slow where a group has less than a vector's channels: below 1,024
+    # positions each way, and from there on, where forward is another algorithm, backward. Conversions both ways are then 1.4 to 5
+    # times as fast. Elsewhere they are the slower way, forward by 1 to 8 times; in fp32 too, but in groups of 2.
     # (64 to 1,280 channels, 64 to 4,096 positions, with and without scale and shift, 1 and 2 threads, torch 2.13.)
-    if channels_last(h) and x.dtype != compute and c // num_groups < 16 and math.prod(spatial) < 1024:
+    trained = torch.is_grad_enabled() and h.requires_grad
+    if channels_last(h) and x.dtype != compute and c // num_groups < 16 and (trained or math.prod(spatial) < 1024):
         h = h.contiguous()
 
     if not modulated:
