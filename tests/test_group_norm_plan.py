@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.cache import share
-from fastgen_kernels.group_norm import backward_triton, forward_triton
+from fastgen_kernels.group_norm import backward_triton, forward_triton, plan
 from fastgen_kernels.group_norm.backward_triton import HELD as BACKWARD
 from fastgen_kernels.group_norm.backward_triton import TILE as BACKWARD_TILE
 from fastgen_kernels.group_norm.forward_triton import HELD as FORWARD
@@ -65,9 +65,9 @@ def test_tiles_cover_the_tensor(innermost, held, tile):
 )
 def test_tiles_of_2_31_elements(strides, expected):
     x = torch.empty_strided((2, 4, 8), (1, *strides), device="meta")
-    plan = Plan("held", 4, 4, 8, 2, 1, 8, 1)
-    assert wide(plan, None, x) is expected
-    assert not wide(plan, None)
+    held = Plan("held", 4, 4, 8, 2, 1, 8, 1)
+    assert wide(held, None, x) is expected
+    assert not wide(held, None)
 
 
 @pytest.mark.kill
@@ -113,3 +113,24 @@ def test_share_of_second_reads_in_the_cache(plan, shape, live):
 
 def test_a_single_pass_reads_nothing_again():
     assert share(Plan("held", 64, 64, 128, 10, 1, 128, 8), torch.empty(BATCH, device="meta"), 2) is None
+
+
+@pytest.mark.parametrize(
+    ("sooner", "dtype", "innermost", "elements", "warps"),
+    [
+        (False, torch.bfloat16, True, 4096, 8),
+        (False, torch.bfloat16, False, 4096, 8),
+        (True, torch.bfloat16, True, 4096, 8),
+        (True, torch.bfloat16, False, 1024, 4),
+        (False, torch.float64, True, 1024, 8),
+        (False, torch.float64, False, 512, 8),
+        (True, torch.float64, True, 1024, 8),
+        (True, torch.float64, False, 1024, 8),
+    ],
+)
+def test_tiles_are_those_that_do_not_spill(monkeypatch, sooner, dtype, innermost, elements, warps):
+    """`pytest -m exhaustive` compiles them."""
+    monkeypatch.setattr(plan, "spills_sooner", lambda device: sooner)
+    x = torch.empty(1, 128, 512 * 512, dtype=dtype, device="meta")
+    split = plan.plans(x.mT.contiguous().mT if innermost else x, 32, FORWARD, TILE)[-1]
+    assert (split.algorithm, split.height * split.width, split.warps) == ("split", elements, warps)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastgen_kernels.autotune import fastest
 from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, remaining
-from fastgen_kernels.group_norm.plan import Plan, plans, power_of_2
+from fastgen_kernels.group_norm.plan import Plan, plans, power_of_2, spills_sooner
 from fastgen_kernels.group_norm.tiles_triton import (
     affine,
     load_norm,
@@ -358,7 +358,8 @@ def backward(
             )  # fmt: skip
 
     with torch.cuda.device_of(x):
-        ways = plans(norm, groups, HELD if pre_bias is None and dtotal is None else HELD // 2, TILE)
+        crowded = pre_bias is not None or dtotal is not None or (scale is not None and spills_sooner(x.device))
+        ways = plans(norm, groups, HELD // 2 if crowded else HELD, TILE)
         kind = "group_norm_backward", x.device, x.dtype, dtotal is None, pre_bias is None, dx is None, activation, groups
         launch(fastest((*kind, *ways), ways, launch))
         if sums is not None:

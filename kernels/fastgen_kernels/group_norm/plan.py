@@ -39,15 +39,19 @@ class Plan:
 
 def plans(x: Tensor, groups: int, held: int, tile: int) -> list[Plan]:
     """For x (N, C, S), first what should be the fastest. held: elements of a slab that registers hold, without spills; half as
-    many where positions are innermost, and of fp64 an eighth. tile: elements of a tile of a slab that they do not hold, for 8
-    warps. From compute capability 10.0 on half of the one, and where positions are innermost of the other."""
+    many where positions are innermost, and from compute capability 10.0 on; of fp64 an eighth. tile: elements of a tile of a slab
+    that they do not hold, for 8 warps; where positions are innermost a quarter from 10.0 on, for 4 warps. Of fp64 a quarter,
+    where positions are innermost half of that before 10.0."""
     n, c, s = x.shape
     innermost = x.stride(1) == 1
-    less = 4 if x.dtype == torch.float64 else 1
-    half = 2 if less > 1 or spills_sooner(x.device) else 1
-    held //= less * half * (1 if innermost else 2)
-    tile //= less * (1 if innermost else half)
-    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile, processors=processors(x.device))
+    double, sooner = x.dtype == torch.float64, spills_sooner(x.device)
+    held //= (8 if double else 2 if sooner else 1) * (1 if innermost else 2)
+    full = 8
+    if double:
+        tile //= 4 if sooner or innermost else 8
+    elif sooner and not innermost:
+        tile, full = tile // 4, 4
+    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile, full=full, processors=processors(x.device))
 
 
 def processors(device: torch.device) -> int:
@@ -60,8 +64,10 @@ def spills_sooner(device: torch.device) -> bool:
     return device.type != "meta" and capability(device) >= (10, 0)
 
 
-def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: int, tile: int, processors: int) -> list[Plan]:
-    """The plans that fit; see `plans`."""
+def candidates(
+    n: int, c: int, s: int, groups: int, *, innermost: bool, held: int, tile: int, full: int = 8, processors: int
+) -> list[Plan]:
+    """The plans that fit; see `plans`. full: the warps of a tile."""
     group, positions = c // groups, power_of_2(s)
     piece = lcm(group, 8)
     unit = piece if innermost and c % 8 == 0 and piece <= WIDEST else group  # whole groups, in accesses of 16 bytes
@@ -87,14 +93,14 @@ def candidates(n: int, c: int, s: int, groups: int, *, innermost: bool, held: in
         channels, height = min(width // unit * unit, c), min(positions, tile // width)
         if n * cdiv(c, channels) >= processors or s <= 4 * height:
             programs = min(n * cdiv(c, channels), PERSISTENT * processors)
-            found.append(Plan("streamed", channels, width, height, programs, 1, s, warps(8 * height * width / tile)))
+            found.append(Plan("streamed", channels, width, height, programs, 1, s, warps(full * height * width / tile)))
     width = min(LINE if innermost else 4, power_of_2(c))
     height = min(positions, tile // width)
     tiles = n * cdiv(c, width)
     shortest = 2 * height  # of a part: sums of fewer would be much beside what they are sums of
     span = cdiv(s, shortest * max(1, 4 * processors // tiles)) * shortest
     parts = cdiv(s, span)
-    return [*found, Plan("split", width, width, height, tiles * parts, parts, span, warps(8 * height * width / tile))]
+    return [*found, Plan("split", width, width, height, tiles * parts, parts, span, warps(full * height * width / tile))]
 
 
 def warps(wanted: float) -> int:
