@@ -162,6 +162,17 @@ def quicken() -> None:
     GridExecutor.__call__, interpreter._patch_lang = launch, replace
 
 
+def round_products_once() -> None:
+    """For the rest of the process, tl.dot in the interpreter sums in fp64 and rounds once. Its own sums are a BLAS's, which some
+    processors make less exact than PyTorch's, and that would be held against the kernel."""
+
+    def dot(a, b, total, *precision):
+        product = np.matmul(a.data, b.data, dtype=np.float64) + total.data
+        return interpreter.TensorHandle(product.astype(total.data.dtype), total.dtype.scalar)
+
+    interpreter_builder.create_dot = dot
+
+
 def _require_interpreter() -> None:
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("kernels are watched in Triton's interpreter: set TRITON_INTERPRET=1 before triton is imported")

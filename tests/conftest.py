@@ -19,9 +19,10 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
     if find_spec("triton"):
-        from benchmarks.interpreter import quicken
+        from benchmarks.interpreter import quicken, round_products_once
 
         quicken()
+        round_products_once()
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -87,7 +87,9 @@ class AdamWEMA(torch.optim.AdamW):
         clip, grad_scale, found_inf = self.clip, getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         here = local if any(isinstance(p, DTensor) for p in params) else list[Tensor]
         if clip > 0 and here is local:  # what lies on this rank has another norm than all
-            norm = nn.utils.get_total_norm(grads)
+            # In fp32 also of fp16 and bf16, whose own would have three digits.
+            norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
             assert isinstance(norm, DTensor)
             grad_scale, found_inf = clipping(norm.full_tensor(), clip, grad_scale, found_inf)
             clip = 0.0
