@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastgen
-from benchmarks.ops import cases
+from benchmarks.harness.ops import cases
 from fastgen.optim import AdamWEMA
 
 GPU = torch.cuda.is_available()

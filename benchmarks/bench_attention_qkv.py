@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks.ops import Absent, cases
+from benchmarks.harness.ops import Absent, cases
 
 
 def with_backend(backend):

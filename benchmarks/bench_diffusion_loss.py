@@ -3,7 +3,7 @@
 import pytest
 import torch.nn.functional as F
 
-from benchmarks.ops import cases
+from benchmarks.harness.ops import cases
 
 
 def uncast(case):

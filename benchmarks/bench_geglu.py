@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.ops import cases
+from benchmarks.harness.ops import cases
 
 
 def liger(case):

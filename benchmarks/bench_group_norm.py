@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.ops import Absent, cases
+from benchmarks.harness.ops import Absent, cases
 
 
 def liger(case):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.ops import Absent, cases
+from benchmarks.harness.ops import Absent, cases
 
 
 def liger(case):

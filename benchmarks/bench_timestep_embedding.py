@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.ops import cases
+from benchmarks.harness.ops import cases
 
 
 @pytest.mark.parametrize("case", cases("timestep_embedding"), ids=lambda case: case.shape)

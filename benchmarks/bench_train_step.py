@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 import fastgen
-from fastgen import streams
-from fastgen.allocator import keep_freed_memory
+from fastgen import noise_streams
 from fastgen.device import computes_bf16
 from fastgen.functional import at, noise_key
 from fastgen.optim import AdamWEMA
+from fastgen.training.allocator import keep_freed_memory
 
 # Training needs packages that the ops do without.
-train_step, augment = pytest.importorskip("fastgen.train").train_step, pytest.importorskip("fastgen.data.augment").augment
+train_step, augment = pytest.importorskip("fastgen.training.train").train_step, pytest.importorskip("fastgen.data.augment").augment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -76,14 +76,14 @@ def diffusers_step(channels, size, batch, precision):
 
 
 def fastgen_step(channels, size, batch, precision):
-    """The step of fastgen.train, with the allocator as it sets it on a CPU."""
+    """The step of fastgen.training.train, with the allocator as it sets it on a CPU."""
     as_in_training()
     model, images = fastgen_model(channels, size).to(DEVICE), noise_images(channels, size, batch)
     objective = fastgen.DiffusionObjective(model, fastgen.Diffusion("linear", "eps"))
     optimizer = AdamWEMA(model.parameters(), 1e-4, clip=1.0, ema=0.9999)
 
     def step():
-        key = noise_key(0, streams.NOISE, 0, len(images), DEVICE)
+        key = noise_key(0, noise_streams.NOISE, 0, len(images), DEVICE)
         train_step(objective, optimizer, images, None, key, precision=precision)
 
     return step
@@ -145,7 +145,7 @@ def textbook_vae_epoch(threads):
 
 
 def fastgen_vae_epoch(threads, precision="auto", shift=0, decay=None):
-    """The same epoch by fastgen's step, with the allocator as fastgen.train sets it on a CPU; with `shift` and `decay` it has the
+    """The same epoch by fastgen's step, with the allocator as fastgen.training.train sets it on a CPU; with `shift` and `decay` it has the
     augmentation and the EMA of the preset mnist-vae."""
     torch.set_num_threads(threads)
     as_in_training()
@@ -157,8 +157,8 @@ def fastgen_vae_epoch(threads, precision="auto", shift=0, decay=None):
     def epoch():
         for i in range(len(images) // 128):
             x, _ = next(batches)
-            key = noise_key(0, streams.NOISE, i, 128)
-            x = augment(x, at(key, stream=streams.AUGMENT), shift=shift)
+            key = noise_key(0, noise_streams.NOISE, i, 128)
+            x = augment(x, at(key, stream=noise_streams.AUGMENT), shift=shift)
             train_step(objective, optimizer, x, None, key, precision=precision)
 
     return epoch

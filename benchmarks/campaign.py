@@ -3,8 +3,8 @@
     python -m benchmarks.campaign [--out DIR] [--budget SECONDS] [--only NAME …] [--commit TEXT]
 
 On a GPU it runs the tests marked gpu and then every benchmark, and writes into DIR (benchmarks/results by default) the record,
-DEVICE.json, and what benchmarks.report makes of it: a table, PNG plots (where matplotlib is installed) and one HTML page. What it
-measured of attention goes into the table that the library dispatches by (benchmarks.attention_table), with --out into a copy of
+DEVICE.json, and what benchmarks.report.report makes of it: a table, PNG plots (where matplotlib is installed) and one HTML page. What it
+measured of attention goes into the table that the library dispatches by (benchmarks.report.attention_table), with --out into a copy of
 it in DIR. The tests get half of the budget at most, each benchmark what is left by then. What was cut short or had no time is
 named in the record, which is written every few seconds: a campaign that is stopped leaves what it has measured.
 
@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.attention_table import write_measured
-from benchmarks.environment import ROOT, describe, readings, slug
-from benchmarks.record import read_json, write_json
-from benchmarks.report import report, summary
+from benchmarks.harness.environment import ROOT, describe, readings, slug
+from benchmarks.report.attention_table import write_measured
+from benchmarks.report.report import report, summary
 from fastgen_kernels.attention.table import TABLE
+from proof.record import read_json, write_json
 
 GPU_TESTS = "gpu-tests"
 _REPORTING = 20  # seconds of the budget that are kept for the report
@@ -99,7 +99,7 @@ def run(stage: Stage, seconds: float, progress: Callable[[dict], None], poll: fl
     """pytest in a process of its own, stopped after so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         outcomes, tables = Path(folder) / "outcomes.json", Path(folder) / "tables.json"
-        command = [sys.executable, "-m", "pytest", "-p", "benchmarks.outcomes", "--outcomes", str(outcomes), "-q", "--tb=short"]
+        command = [sys.executable, "-m", "pytest", "-p", "benchmarks.harness.outcomes", "--outcomes", str(outcomes), "-q", "--tb=short"]
         command += ["-p", "no:benchmark", "-p", "no:cacheprovider", *stage.pytest]
         if stage.name != GPU_TESTS:
             command += ["--record", str(tables)]

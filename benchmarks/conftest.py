@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.apart import apart
-from benchmarks.clocks import wall
-from benchmarks.ops import measure
-from benchmarks.record import write_json
-from benchmarks.timing import interleaved, machine, readable, rows
+from benchmarks.harness.apart import apart
+from benchmarks.harness.clocks import wall
+from benchmarks.harness.ops import measure
+from benchmarks.harness.timing import interleaved, machine, readable, rows
+from proof.record import write_json
 
 TABLES = pytest.StashKey[list[dict]]()
 
@@ -56,7 +56,7 @@ def compare(benchmark, request):
 
 @pytest.fixture
 def measured(benchmark, request):
-    """measured(case, direction, peers): an op at a case by every clock of this machine; peers as for benchmarks.ops.measure."""
+    """measured(case, direction, peers): an op at a case by every clock of this machine; peers as for benchmarks.harness.ops.measure."""
 
     def run(case, direction, peers):
         keep(request.config, benchmark.pedantic(lambda: measure(case, direction, peers), rounds=1))

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.images import save_images
+from fastgen.files.images import save_images
 
 
 class ResBlock(nn.Module):

@@ -1,16 +1,9 @@
 """Work on a GPU recorded as one CUDA graph: a training step's thousand launches, or a sampler's, for the price of one."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-from fastgen.errors import expect
-from fastgen.ranks import world
-
-if TYPE_CHECKING:
-    from fastgen.config import TrainConfig
 
 WARM_UP = 3
 
@@ -76,25 +69,3 @@ def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return result
 
     return replay
-
-
-def use_graph(config: "TrainConfig", device: torch.device) -> bool:
-    """Whether a training step is to be a graph: for "auto" where nothing stands against it. Raises ValueError for "on" where it
-    does."""
-    against = _obstacle(config, device)
-    expect("cuda_graph", config.cuda_graph, config.cuda_graph != "on" or against is None, f"auto or off: {against}")
-    return config.cuda_graph != "off" and against is None
-
-
-def _obstacle(config: "TrainConfig", device: torch.device) -> str | None:
-    from fastgen.config import DiffusersConfig  # needs tyro, which what is drawn as a graph does without
-
-    if device.type != "cuda":
-        return "the device is no GPU"
-    if world() > 1:
-        return "several ranks exchange gradients, which is not captured"
-    if isinstance(config.model, DiffusersConfig):
-        return "the UNet is not fastgen's own, and may wait for the host"
-    if getattr(config.model, "checkpointing", False):
-        return "checkpointing saves the generators' state on the host"
-    return None

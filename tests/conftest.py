@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tests.command import FRAME
+from tests.helpers.command import FRAME
 
 torch.set_num_threads(1)
 GPU = torch.cuda.is_available()
@@ -19,7 +19,7 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
     if find_spec("triton"):
-        from benchmarks.interpreter import quicken, round_products_once
+        from proof.interpreter import quicken, round_products_once
 
         quicken()
         round_products_once()
@@ -71,7 +71,7 @@ def _kernels(request):
 @pytest.fixture
 def refused(capsys):
     """refused("train", "mnst"): what the command line says on stderr, in few lines, before it exits with 2."""
-    from fastgen.cli import main
+    from fastgen.cli.main import main
 
     def refused(*arguments):
         capsys.readouterr()
@@ -89,7 +89,7 @@ def refused(capsys):
 @pytest.fixture
 def done(capsys):
     """done("sample", run): the lines on stdout of a command that succeeds."""
-    from fastgen.cli import main
+    from fastgen.cli.main import main
 
     def done(*arguments):
         capsys.readouterr()
@@ -106,7 +106,7 @@ def done(capsys):
 def trained(tmp_path_factory):
     """trained("mnist"): the run that `fastgen train mnist` leaves, trained as a user does."""
     from fastgen import load
-    from tests.command import run
+    from tests.helpers.command import run
 
     @cache
     def trained(preset):
@@ -136,8 +136,8 @@ def held_out_digits():
 @pytest.fixture(scope="session")
 def classifier(held_out_digits):
     """A CNN that knows digits: what it makes of drawn ones is what they are judged by."""
+    from benchmarks.studies.digit_classifier import train_classifier
     from fastgen import open_dataset
-    from tests.digit_classifier import train_classifier
 
     model = train_classifier(open_dataset("mnist"))
     image, label = held_out_digits

@@ -68,7 +68,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_help_does_not_load_torch(arguments):
     out = python(
         "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
-        f"from fastgen.cli import main; main({arguments})"
+        f"from fastgen.cli.main import main; main({arguments})"
     )
     assert len(out) > 10
     assert out.endswith("\nFalse\n")

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastgen.diffusion.generate import in_tiles, sample_labels
 from fastgen.errors import expect
 from fastgen.functional import noise_key
-from fastgen.generate import in_tiles, sample_labels
-from fastgen.run import Run
+from fastgen.runs.run import Run
 
 Label = int | Sequence[int] | None
 Callback = Callable[[int, Tensor, Tensor], None]

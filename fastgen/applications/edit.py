@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
-from fastgen import streams
+from fastgen import noise_streams
 from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
+from fastgen.config.sampling import Sampling
+from fastgen.diffusion.generate import time_grid
+from fastgen.diffusion.samplers import SAMPLERS
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, q_sample
-from fastgen.generate import grid
 from fastgen.pixels import from_uint8, to_uint8
-from fastgen.run import Run
-from fastgen.samplers import SAMPLERS
-from fastgen.sampling import Sampling
+from fastgen.runs.run import Run
 
 
 def edit(
@@ -42,10 +42,10 @@ def edit(
         denoise = run.denoiser(label, options, guide=guide)
         if strength == 0:
             return images[rows]
-        times = strength * grid(denoise.schedule, fewer, run.device)
+        times = strength * time_grid(denoise.schedule, fewer, run.device)
         alpha, sigma = (f(times[0]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
         x0 = from_uint8(images[rows].to(run.device))
-        x = q_sample(x0, alpha, sigma, key=at(key, stream=streams.START), target=None)
+        x = q_sample(x0, alpha, sigma, key=at(key, stream=noise_streams.START), target=None)
         return to_uint8(sampler(denoise, x, times, key=key, callback=callback))
 
     return in_batches(run, len(images), label, options.seed, batch_size, draw)

@@ -5,17 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen import streams
+from fastgen import noise_streams
 from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
-from fastgen.conditions import Hole, with_hole
+from fastgen.config.sampling import Sampling
+from fastgen.diffusion.conditions import Hole, with_hole
+from fastgen.diffusion.generate import time_grid
+from fastgen.diffusion.samplers import SAMPLERS
+from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, philox_normal
-from fastgen.generate import grid
 from fastgen.pixels import from_uint8, to_uint8
-from fastgen.run import Run
-from fastgen.samplers import SAMPLERS
-from fastgen.sampling import Sampling
-from fastgen.schedules import Schedule
+from fastgen.runs.run import Run
 
 
 def inpaint(
@@ -53,9 +53,9 @@ def inpaint(
         x0 = from_uint8(image)
         beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
         denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
-        times = grid(denoise.schedule, options, run.device)
+        times = time_grid(denoise.schedule, options, run.device)
         alpha, sigma = denoise.schedule.marginal(times[0])
-        x = alpha * x0.masked_fill(missing, 0) + sigma * philox_normal(x0.shape, at(key, stream=streams.START))
+        x = alpha * x0.masked_fill(missing, 0) + sigma * philox_normal(x0.shape, at(key, stream=noise_streams.START))
         x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
         return torch.where(missing, to_uint8(x), image)
 
@@ -88,7 +88,7 @@ def repaint(
         stretch = times[first : first + jump + 1]
         for again in range(resample):
             if again:
-                x = noised_again(denoise.schedule, x, stretch[-1:], stretch[:1], at(key, stream=streams.RESAMPLE, step=count))
+                x = noised_again(denoise.schedule, x, stretch[-1:], stretch[:1], at(key, stream=noise_streams.RESAMPLE, step=count))
             x = sampler(denoise, x, stretch, key=reseeded(key, count), callback=counting_on(callback, done))
             count, done = count + 1, done + len(stretch) - 1
     return x

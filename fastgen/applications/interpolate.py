@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from fastgen.applications.batches import Callback, check_images, expect_run_of_images, in_batches
-from fastgen.denoiser import Denoiser
+from fastgen.config.sampling import Sampling
+from fastgen.diffusion.denoiser import Denoiser
+from fastgen.diffusion.generate import time_grid
+from fastgen.diffusion.samplers import ddim
 from fastgen.errors import expect
 from fastgen.functional import sampler_step
-from fastgen.generate import grid
 from fastgen.pixels import from_uint8, to_uint8
-from fastgen.run import Run
-from fastgen.samplers import ddim
-from fastgen.sampling import Sampling
+from fastgen.runs.run import Run
 
 
 def interpolate(
@@ -45,14 +45,14 @@ def interpolate(
     def ends(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         x0 = from_uint8(torch.stack([a, b])[rows].to(run.device))
         denoise = run.denoiser(label, options, guide=guide)
-        return invert(denoise, x0, grid(denoise.schedule, options, run.device))
+        return invert(denoise, x0, time_grid(denoise.schedule, options, run.device))
 
     noise = in_batches(run, 2, label, options.seed, batch_size, ends).to(run.device)
 
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         x = slerp(noise[:1], noise[1:], weights[rows])
         denoise = run.denoiser(label, options, guide=guide)
-        return to_uint8(ddim(denoise, x, grid(denoise.schedule, options, run.device), callback=callback))
+        return to_uint8(ddim(denoise, x, time_grid(denoise.schedule, options, run.device), callback=callback))
 
     return in_batches(run, n, label, options.seed, batch_size, draw)
 

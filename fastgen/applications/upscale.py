@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
-from fastgen.conditions import LowResolution, enlarged
-from fastgen.generate import generate
+from fastgen.config.sampling import Sampling
+from fastgen.diffusion.conditions import LowResolution, enlarged
+from fastgen.diffusion.generate import generate
 from fastgen.pixels import from_uint8
-from fastgen.run import Run
-from fastgen.sampling import Sampling
+from fastgen.runs.run import Run
 
 
 def upscale(

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from fastgen.data.arrays import ArraySource, MappedSource, conversion, load, load_npz
+from fastgen.data.convert import as_numpy
 from fastgen.data.dataset import ImageDataset, NoTestSplit
 from fastgen.data.folder import FolderSource
 from fastgen.data.hugging_face import HuggingFaceSource, is_hugging_face, is_saved, load_saved, pick_split
@@ -15,11 +16,10 @@ from fastgen.data.indexed import IndexedDataset
 from fastgen.data.loader import LoaderDataset
 from fastgen.data.memory import free_memory
 from fastgen.data.packaged import SETS, load_packaged
-from fastgen.data.pixels import as_numpy
 from fastgen.data.reader import Source
 from fastgen.data.tables import TABLES, load_table
 from fastgen.data.torch_source import DatasetSource, is_map_style
-from fastgen.data.values import KINDS
+from fastgen.data.value_arrays import KINDS
 
 __all__ = ["ImageDataset", "NoTestSplit", "open_dataset"]
 

@@ -10,9 +10,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from fastgen.data.convert import as_numpy, from_array, to_nchw
 from fastgen.data.dataset import NoTestSplit
-from fastgen.data.pixels import as_numpy, from_array, to_nchw
-from fastgen.data.values import check_features, check_values, is_values, to_values
+from fastgen.data.value_arrays import check_features, check_values, is_values, to_values
 
 IMAGE_KEYS = ("images", "x", "x_train", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "arr_1")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastgen.data.convert import GREY_MODES, from_picture
 from fastgen.data.dataset import NoTestSplit
-from fastgen.data.pixels import GREY_MODES, from_picture
 from fastgen.data.reader import BrokenImage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastgen.data.convert import from_picture
 from fastgen.data.dataset import NoTestSplit
-from fastgen.data.pixels import from_picture
 from fastgen.data.reader import BrokenImage
 from fastgen.data.torch_source import LABEL_KEYS
 from fastgen.errors import expect_package

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from fastgen.data.arrays import check_labels
+from fastgen.data.convert import as_numpy, from_array, from_item
 from fastgen.data.dataset import ImageDataset, check_batches
-from fastgen.data.pixels import as_numpy, from_array, from_item
 from fastgen.data.reader import Batch
 from fastgen.data.torch_source import DatasetSource, class_names, is_map_style, split_item
 

@@ -7,7 +7,7 @@ import torch
 
 from fastgen.data.dataset import ImageDataset
 from fastgen.data.reader import Batch
-from fastgen.values import Values, standardized
+from fastgen.data.units import Values, standardized
 
 
 class Standardized(ImageDataset):

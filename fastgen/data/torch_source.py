@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset, Subset
 
 from fastgen.data.arrays import check_labels
-from fastgen.data.pixels import as_numpy, from_item
+from fastgen.data.convert import as_numpy, from_item
 from fastgen.data.reader import BrokenImage
 
 IMAGE_KEYS = ("image", "pixel_values", "img")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fastgen.errors import expect
-from fastgen.interchange.unet import DiffusersUNet
-from fastgen.run import load
+from fastgen.models.diffusers_unet import DiffusersUNet
+from fastgen.runs.run import load
 
 
 def export(path: Path, out: Path, *, step: int | None = None) -> None:

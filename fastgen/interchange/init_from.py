@@ -3,11 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from fastgen.config import DiffusersConfig, TrainConfig
-from fastgen.config_file import load_yaml
+from fastgen.config.diffusers import prediction_of, read_scheduler, read_unet
+from fastgen.config.files import load_yaml
+from fastgen.config.schema import DiffusersConfig, TrainConfig
 from fastgen.errors import expect
-from fastgen.interchange.files import read_unet
-from fastgen.interchange.scheduler_config import prediction_of, read_scheduler
 
 
 def starting_from(config: TrainConfig, path: Path) -> TrainConfig:

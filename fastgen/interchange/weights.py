@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastgen import checkpoint
 from fastgen.errors import expect
 from fastgen.interchange.init_from import is_run
-from fastgen.interchange.unet import load_unet
-from fastgen.run import find_checkpoint
+from fastgen.models.diffusers_unet import load_unet
+from fastgen.runs import checkpoint
+from fastgen.runs.run import find_checkpoint
 
 
 def load_weights(model: nn.Module, path: Path, description: dict[str, Any]) -> None:

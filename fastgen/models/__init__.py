@@ -1,20 +1,9 @@
-"""Models, and how a checkpoint names them."""
+"""The models: `UNet`, `VAE`, `ConvVAE`, `DiffusionModel`, and a UNet of diffusers as one of ours."""
 
-from collections.abc import Callable
-
-from torch import nn
-
-from fastgen.interchange.unet import DiffusersUNet
 from fastgen.models.conv_vae import ConvVAE
+from fastgen.models.diffusers_unet import DiffusersUNet
 from fastgen.models.diffusion_model import DiffusionModel
 from fastgen.models.unet import UNet
-from fastgen.models.vae import VAE, VariationalAutoencoder
+from fastgen.models.vae import VAE, VAEObjective, VariationalAutoencoder
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "UNet": UNet,
-    "VAE": VAE,
-    "ConvVAE": ConvVAE,
-    "DiffusersUNet": DiffusersUNet.from_config,
-}
-
-__all__ = ["MODELS", "VAE", "ConvVAE", "DiffusionModel", "UNet", "VariationalAutoencoder"]
+__all__ = ["VAE", "ConvVAE", "DiffusersUNet", "DiffusionModel", "UNet", "VAEObjective", "VariationalAutoencoder"]

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fastgen.layers import GroupNorm, ResBlock, Stream, Upsample, conv
+from fastgen.models.layers import GroupNorm, ResBlock, Stream, Upsample, conv
 from fastgen.models.vae import VariationalAutoencoder, unit_range
 from fastgen_kernels.reconstruction_nll import Likelihood
 

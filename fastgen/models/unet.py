@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastgen.functional import timestep_embedding
-from fastgen.layers import (
+from fastgen.models.layers import (
     CrossAttention,
     GroupNorm,
     ResBlock,

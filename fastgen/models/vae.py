@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastgen import streams
+from fastgen import noise_streams
 from fastgen.functional import at, fresh_key, philox_normal, reconstruction_nll, reparameterize_kl
 from fastgen_kernels.reconstruction_nll import LIKELIHOODS, Likelihood
 
@@ -83,7 +83,7 @@ class VariationalAutoencoder(nn.Module):
         """n decoded draws from the prior. key: (n, 4), drawn from torch's generator when None."""
         device = next(self.parameters()).device
         key = fresh_key(n, device) if key is None else key
-        return self.decode(philox_normal((n, self.latent_dim), at(key, stream=streams.START)))
+        return self.decode(philox_normal((n, self.latent_dim), at(key, stream=noise_streams.START)))
 
     def _log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z), summed over the image: (N,) fp32, fp64 for fp64 logits."""
@@ -118,6 +118,18 @@ class VAE(VariationalAutoencoder):
         for layer in list(self.decoder)[:-1]:
             z = layer(z)
         return z
+
+
+class VAEObjective(nn.Module):
+    """The negative ELBO in nats, -elbo(x)."""
+
+    def __init__(self, vae: VariationalAutoencoder):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, label: Tensor | None = None, *, key: Tensor | None = None) -> Tensor:
+        """x: images as the VAE takes them. label is not used. key: the noise, (N, 4); from torch's generator when None."""
+        return -self.vae.elbo(x, key=key)
 
 
 def unit_range(x: Tensor) -> Tensor:

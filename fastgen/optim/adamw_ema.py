@@ -1,6 +1,6 @@
 """AdamW that clips the gradient, keeps averages of the weights and skips steps that are not finite, in one pass over memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from operator import is_
@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 
 from fastgen.errors import expect
 from fastgen.optim.profiles import Profile, constant
-from fastgen.sharding import local
 from fastgen_kernels.adamw_ema import Settings, adamw_ema_, clipping, same_layout
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -262,3 +261,8 @@ class AdamWEMA(torch.optim.AdamW):
 def laid_out(x: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A copy of x on the device, in the memory format and the dtype of `like`."""
     return torch.empty_like(like, dtype=dtype).copy_(x)
+
+
+def local(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """What of each parameter lies on this rank."""
+    return [p.to_local() if isinstance(p, DTensor) else p for p in parameters]

@@ -60,7 +60,7 @@ def readable(*heads: Tensor) -> bool:
 
 def one_tile(d: int, keys: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether in backward a program holds all keys of a head, so that the output need not be kept: where registers hold them and
-    their gradients without spilling, as `python -m benchmarks.aot --op attention` shows."""
+    their gradients without spilling, as `python kernels/proof aot --op attention` shows."""
     if dtype.itemsize > 2:
         return False
     if not is_hopper(device):

@@ -1,0 +1,109 @@
+"""What the commands that draw have in common: options, reading and writing images, and what is shown on the way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from fastgen.config.sampling import Sampling
+from fastgen.errors import expect
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastgen.runs.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    run: tyro.conf.Positional[Path]
+    """The folder of a training run."""
+    label: tuple[int, ...] = ()
+    """Their classes, one for all or several in turn."""
+    settings: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    guide: Path | None = None
+    """A weaker run to guide away from, instead of no class."""
+    out: Path | None = None
+    """Of images a .png, a .npz for arrays, or a folder for a PNG each; of values a .csv (tables alone), a .npz or a .npy; in RUN
+    when not given."""
+    preview_every: int | None = None
+    """Steps after which the images as they then are go to a PNG beside the output."""
+    batch_size: int = 64
+    """Images that are drawn at once; fewer where memory does not suffice."""
+    step: int | None = None
+    """The checkpoint; the last one when not given."""
+    device: str = "auto"
+    """auto: cuda where there is one, else cpu."""
+
+    def __post_init__(self):
+        expect("preview_every", self.preview_every, self.preview_every is None or self.preview_every >= 1, "a number >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(DrawingOptions):
+    image: tyro.conf.Positional[Path]
+    """The image, of the size of the run's."""
+    n: int = 1
+    """How many results: one is a plain image, several are a grid."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect("n", self.n, self.n >= 1, "a whole number >= 1")
+
+
+def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> tuple["Run", Path, dict[str, Any]]:
+    """The run, where the results go (`name` in it by default), and what `Run.sample` and the applications take alike. Raises
+    ValueError for a run of values, unless the command takes one."""
+    from dataclasses import asdict
+
+    from fastgen.applications.batches import expect_run_of_images
+    from fastgen.files import images
+    from fastgen.files import values as value_files
+    from fastgen.runs.run import load
+
+    run = load(options.run, step=options.step, device=options.device)
+    guide = None if options.guide is None else load(options.guide, device=options.device)
+    if not of_values:
+        expect_run_of_images(run)
+    if run.values is None:
+        out = options.out or options.run / name
+        images.check_out(out)
+    else:
+        expect("preview_every", options.preview_every, options.preview_every is None, "none for values, which are no images")
+        out = options.out or options.run / value_files.default_name(run.values)
+        value_files.check_out(out, run.values)
+    shared = {"label": options.label or None, "guide": guide, "batch_size": options.batch_size}
+    return run, out, shared | asdict(options.settings)
+
+
+@contextmanager
+def watched(options: DrawingOptions, out: Path, total: int) -> Iterator[Callable[[int, "Tensor", "Tensor"], None]]:
+    """The callback of a sampler that shows a progress bar over `total` steps of single images, and writes previews."""
+    from tqdm import tqdm
+
+    from fastgen.files.images import save_grid
+    from fastgen.pixels import to_uint8
+
+    preview, every = out.with_name(f"{out.stem}-preview.png"), options.preview_every
+    with tqdm(total=total, unit="step", disable=None) as bar:
+
+        def callback(i: int, x: "Tensor", x0_hat: "Tensor") -> None:
+            bar.update(len(x))
+            if every is not None and (i + 1) % every == 0:
+                save_grid(preview, to_uint8(x0_hat))
+
+        yield callback
+
+
+def save_results(out: Path, images: "Tensor") -> None:
+    """One image in a .png as it is, else as `save_images` does."""
+    from fastgen.files.images import save_image, save_images
+
+    if len(images) == 1 and out.suffix == ".png":
+        save_image(out, images[0])
+    else:
+        save_images(out, images, None)
+    print(out)

@@ -1,0 +1,36 @@
+"""`fastgen interpolate RUN A B [OPTIONS]`"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastgen.cli.drawing import DrawingOptions, open_run, watched
+from fastgen.config.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateOptions(DrawingOptions):
+    """Go from one image to another through the noise that gives them."""
+
+    a: tyro.conf.Positional[Path]
+    """The first image, of the size of the run's."""
+    b: tyro.conf.Positional[Path]
+    """The last."""
+    n: int = 8
+    """How many images, with the first and the last."""
+    settings: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=lambda: Sampling(steps=100, sampler="ddim"))
+
+
+def main(arguments: list[str]) -> None:
+    options = tyro.cli(InterpolateOptions, args=arguments, prog="fastgen interpolate")
+    from fastgen.applications.interpolate import interpolate
+    from fastgen.files.images import read_image, save_images
+
+    run, out, shared = open_run(options, "interpolated.png")
+    a, b = (read_image(name, path, run.shape) for name, path in (("a", options.a), ("b", options.b)))
+    with watched(options, out, options.n * options.settings.steps) as callback:
+        images = interpolate(run, a, b, options.n, callback=callback, **shared)
+    save_images(out, images, None, columns=options.n)
+    print(out)

@@ -1,0 +1,74 @@
+"""`fastgen train PRESET [--out RUN] [--config FILE] [--init-from PATH] [--resume] [OPTIONS]`"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastgen.config.files import load_yaml
+from fastgen.config.presets import PRESETS
+from fastgen.config.schema import TrainConfig
+from fastgen.errors import expect, lookup
+from fastgen.interchange.init_from import starting_from
+
+USAGE = f"""usage: fastgen train PRESET [--out RUN] [--config FILE] [--init-from PATH] [--resume] [OPTIONS]
+
+Presets: {", ".join(PRESETS)}. `fastgen train PRESET --help` has its options."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    out: Path
+    """The run's folder."""
+    config: Path | None = None
+    """Settings as YAML over the preset; options go over both."""
+    init_from: Path | None = None
+    """Start from the weights of a run of the same model, or from a UNet that diffusers wrote: in the folder of a pipeline, with
+    unet/ and scheduler/, or of a model alone, whose diffusion.schedule and diffusion.prediction the settings must say."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the last checkpoint in the run's folder, with the settings it was started with."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """Train a preset. Settings come from it, then from --config, then from the options below."""
+
+    settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(kw_only=True)
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    preset = arguments[0]
+    settings = lookup("preset", preset, PRESETS)
+    given, prog, out = arguments[1:], f"fastgen train {preset}", Path("runs") / preset
+    run, _ = tyro.cli(RunOptions, args=given, default=RunOptions(out), prog=prog, add_help=False, return_unknown_args=True)
+    if run.resume:
+        kept = run.out / "config.yaml"
+        expect("resume", str(run.out), kept.is_file(), "the folder of a run, with its config.yaml")
+        settings = load_yaml(kept, settings)
+    if run.config is not None:
+        settings = load_yaml(run.config, settings)
+    if run.init_from is not None:
+        settings = starting_from(settings, run.init_from)
+    # Again, now that the files have said what the defaults are.
+    options = tyro.cli(TrainOptions, args=given, default=TrainOptions(out, settings=settings), prog=prog)
+    _train(options, preset)
+
+
+def _train(options: TrainOptions, preset: str) -> None:
+    from fastgen.training.ranks import rank  # torch takes a second to import: after the options are known to be right
+    from fastgen.training.train import train
+
+    config, out = options.settings, options.out
+    say = print if rank() == 0 else lambda message: None
+    outcome = train(config, out, resume=options.resume, init_from=options.init_from)
+    if outcome.step < config.steps:
+        say(f"stopped and saved at step {outcome.step} of {config.steps}; to go on: fastgen train {preset} --out {out} --resume")
+        if outcome.signal is not None:
+            sys.exit(128 + outcome.signal)
+    else:
+        say(f"{out}: samples/{outcome.step:08d}.png, loss.png; to draw more: fastgen sample {out}")

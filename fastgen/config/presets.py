@@ -1,0 +1,74 @@
+"""What `fastgen train PRESET` can be given: one table."""
+
+from dataclasses import replace
+
+from fastgen.config.schema import DataConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
+
+PRESETS: dict[str, TrainConfig] = {
+    "mnist": TrainConfig(
+        data=DataConfig("mnist"),
+        model=UNetConfig(channels=16, multipliers=(1, 2), blocks=1, attention_levels=(), head_dim=32, groups=8, patch=2),
+        diffusion=DiffusionConfig(times="logit_normal"),
+        steps=2_600,
+        batch_size=32,
+        lr=3e-3,
+        warmup=50,
+        ema=0.99,
+        threads=1,
+        sample_every=650,
+        checkpoint_every=650,
+    ),
+    "mnist-vae": TrainConfig(
+        data=DataConfig("mnist", shift=1),
+        model=VAEConfig(latent_dim=16),
+        diffusion=None,
+        steps=8_000,
+        batch_size=128,
+        lr=1e-3,
+        warmup=100,
+        ema=0.99,
+        clip=0.0,
+        threads=1,
+        log_every=100,
+        sample_every=2_000,
+        checkpoint_every=2_000,
+    ),
+    "digits": TrainConfig(
+        data=DataConfig("digits"),
+        model=UNetConfig(channels=16, multipliers=(1, 2), blocks=1, attention_levels=(), head_dim=32, groups=8),
+        steps=1_500,
+        batch_size=32,
+        lr=3e-3,
+        warmup=50,
+        ema=0.99,
+        threads=1,
+        sample_every=500,
+        checkpoint_every=500,
+    ),
+    "wine": TrainConfig(
+        data=DataConfig("wine"),
+        model=UNetConfig(channels=64, multipliers=(1,), blocks=1, attention_levels=(), groups=8, dropout=0.1),
+        steps=1_000,
+        batch_size=64,
+        lr=2e-3,
+        warmup=50,
+        ema=0.99,
+        threads=1,
+        sample_every=500,
+        checkpoint_every=500,
+    ),
+    "folder32": TrainConfig(
+        data=DataConfig(size=32, flip=True),
+        model=UNetConfig(channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1,), dropout=0.1),
+    ),
+}
+
+# Half of the labels are left out in training, since one may or may not know what an image is of.
+PRESETS |= {
+    "mnist-upscale": replace(
+        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="low_resolution")
+    ),
+    "mnist-inpaint": replace(
+        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="hole")
+    ),
+}

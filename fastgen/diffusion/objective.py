@@ -1,0 +1,113 @@
+"""Objectives: modules that return a loss per sample, (N,) fp32. They are what DDP, FSDP2 and torch.compile wrap."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen import noise_streams
+from fastgen.diffusion.conditions import Condition
+from fastgen.diffusion.denoiser import null_label
+from fastgen.diffusion.process import Diffusion
+from fastgen.diffusion.schedules import Schedule
+from fastgen.errors import lookup
+from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
+from fastgen.pixels import from_uint8
+from fastgen_kernels.diffusion_loss import Kind
+
+
+class DiffusionObjective(nn.Module):
+    """The weighted denoising loss (DDPM, arXiv:2006.11239, eq. 14, for every schedule, prediction and weighting).
+
+    times: how t is drawn, a name in TIME_DRAWS. loss: "mse", "l1", "huber" or "charbonnier". label_dropout: the share of samples that
+    lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified" and
+    "low_discrepancy" times, the batch's own when None. condition: what the network sees of x0, as channels after those of x_t.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        diffusion: Diffusion,
+        *,
+        times: str = "uniform",
+        loss: Kind = "mse",
+        label_dropout: float = 0.0,
+        strata: int | None = None,
+        condition: Condition | None = None,
+    ):
+        super().__init__()
+        lookup("times", times, TIME_DRAWS)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout: expected a number in [0, 1], got {label_dropout}")
+        self.net, self.diffusion = net, diffusion
+        self.times, self.loss, self.label_dropout, self.strata = times, loss, label_dropout, strata
+        self.condition = condition
+
+    def forward(
+        self, x0: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, key: Tensor | None = None
+    ) -> Tensor:
+        """x0: (N, C, *S), floating in [-1, 1] or uint8. key: t, noise and label dropout are drawn from it, (N, 4); from torch's
+        generator when None."""
+        key = fresh_key(x0.shape[0], x0.device) if key is None else key
+        t = TIME_DRAWS[self.times](at(key, stream=noise_streams.TIME), self.strata, self.diffusion.schedule)
+        label, context = self._drop(label, context, key)
+
+        terms = self.diffusion.terms(t)
+        noise = at(key, stream=noise_streams.NOISE)  # its key: what is drawn from it for x_t is drawn again for the loss
+        x_t = q_sample(x0, terms.alpha, terms.sigma, key=noise, target=None)
+        if terms.c_in is not None:
+            x_t = x_t * terms.c_in.view(-1, *[1] * (x_t.dim() - 1))
+        if self.condition is not None:
+            x_t = torch.cat([x_t, self.condition(from_uint8(x0), at(key, stream=noise_streams.CONDITION)).to(x_t.dtype)], dim=1)
+        pred, coefficients = self.net(x_t, t, label, context), (terms.target_alpha, terms.target_sigma)
+        return denoising_loss(pred, x0, *coefficients, noise, terms.weight, target=terms.target, kind=self.loss)
+
+    def _drop(self, label: Tensor | None, context: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.label_dropout == 0 or (label is None and context is None):
+            return label, context
+        drop = philox_uniform((key.shape[0],), at(key, stream=noise_streams.LABEL)) < self.label_dropout
+        if label is not None:
+            null = null_label(self.net)
+            if null is None:
+                raise ValueError(f"label_dropout: expected 0 for a network without a null label, got {self.label_dropout}")
+            label = torch.where(drop, null, label)
+        if context is not None:
+            context = torch.where(drop[:, None, None], 0.0, context)
+        return label, context
+
+
+def _uniform(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
+    return philox_uniform((key.shape[0],), key)
+
+
+def _stratified(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
+    """Sample i of B lies in [i / B, (i + 1) / B): the batch covers [0, 1] evenly."""
+    strata = strata or key.shape[0]
+    return (key[:, 3] % strata + philox_uniform((key.shape[0],), key)) / strata
+
+
+def _low_discrepancy(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
+    """Sample i of B is at (u + i / B) mod 1, with one u for the whole batch (VDM, Kingma et al. 2021, arXiv:2107.00630,
+    appendix I.1)."""
+    strata = strata or key.shape[0]
+    first = F.pad(key[:, :3], (0, 1))  # every sample draws what sample 0 does, in whatever part of the batch it is
+    t = (philox_uniform((key.shape[0],), first) + key[:, 3] % strata / strata) % 1
+    return t.clamp(min=2**-24)  # the sum may round to 1, whose remainder is 0, where some weights are infinite
+
+
+def _logit_normal(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
+    """t = sigmoid(n), n ~ N(0, 1) (Stable Diffusion 3, Esser et al. 2024, arXiv:2403.03206, section 3.1)."""
+    return philox_normal((key.shape[0],), key).sigmoid()
+
+
+def _edm(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
+    """ln(sigma / alpha) ~ N(-1.2, 1.2²) (Karras et al. 2022, arXiv:2206.00364, table 1), within what the schedule has."""
+    return schedule.time(-2 * (1.2 * philox_normal((key.shape[0],), key) - 1.2))
+
+
+TIME_DRAWS = {
+    "uniform": _uniform,
+    "stratified": _stratified,
+    "low_discrepancy": _low_discrepancy,
+    "logit_normal": _logit_normal,
+    "edm": _edm,
+}

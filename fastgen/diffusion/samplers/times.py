@@ -1,0 +1,85 @@
+"""Time grids for the samplers: (steps + 1,) falling fp32 tensors from 1 to 0.
+
+Raises ValueError for steps that are not a whole number >= 1.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastgen.diffusion.schedules import RectifiedFlow, Schedule
+from fastgen.errors import expect
+
+Device = torch.device | str | None
+
+
+def uniform_times(steps: int, device: Device = None) -> Tensor:
+    """1 to 0 in equal steps."""
+    _check(steps)
+    return torch.linspace(1, 0, steps + 1, device=device)
+
+
+def quadratic_times(steps: int, device: Device = None) -> Tensor:
+    """t = (1 - i / steps)²: finer towards the data (DDIM, Song et al. 2021, arXiv:2010.02502, appendix D.2)."""
+    return uniform_times(steps, device) ** 2
+
+
+def shifted_times(steps: int, device: Device = None, *, shift: float = 3.0) -> Tensor:
+    """shift·u / (1 + (shift - 1)·u) of uniform u: finer towards the noise, for large images of a flow (Stable Diffusion 3, Esser
+    et al. 2024, arXiv:2403.03206, eq. 23). Raises ValueError for a shift that is not a finite number > 0."""
+    return RectifiedFlow(shift).sigma(uniform_times(steps, device))
+
+
+def karras_times(
+    schedule: Schedule, steps: int, device: Device = None, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Tensor:
+    """sigma / alpha = (sigma_max^(1/rho) + u·(sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, u from 0 to 1, then 0 (Karras et al.
+    2022, arXiv:2206.00364, eq. 5). sigma_min and sigma_max hold where the schedule goes so far, and t = 1 is always the first."""
+    expect("rho", rho, 0 < rho < math.inf, "a finite number > 0")
+    low, high = _range(schedule, steps, device, sigma_min, sigma_max)
+    roots = torch.lerp(high ** (1 / rho), low ** (1 / rho), _fractions(steps, device))
+    return _from_sigmas(schedule, roots**rho)
+
+
+def log_snr_times(
+    schedule: Schedule, steps: int, device: Device = None, *, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Tensor:
+    """Equal steps of log(sigma / alpha), then 0 (DPM-Solver, Lu et al. 2022, arXiv:2206.00927). sigma_min and sigma_max hold
+    where the schedule goes so far, and t = 1 is always the first."""
+    low, high = _range(schedule, steps, device, sigma_min, sigma_max)
+    return _from_sigmas(schedule, torch.lerp(high.log(), low.log(), _fractions(steps, device)).exp())
+
+
+TIME_GRIDS: dict[str, Callable[..., Tensor]] = {
+    "uniform": lambda schedule, steps, device=None: uniform_times(steps, device),
+    "quadratic": lambda schedule, steps, device=None: quadratic_times(steps, device),
+    "karras": karras_times,
+    "log_snr": log_snr_times,
+    "shifted": lambda schedule, steps, device=None: shifted_times(steps, device),
+}
+
+
+def _check(steps: int) -> None:
+    expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
+
+
+def _range(schedule: Schedule, steps: int, device: Device, sigma_min: float, sigma_max: float) -> tuple[Tensor, Tensor]:
+    """The least and the largest sigma / alpha of a grid's steps, fp64."""
+    _check(steps)
+    expect("sigma_min, sigma_max", (sigma_min, sigma_max), 0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max")
+    # t = 1 / 1000 is the first level of the usual chains: there is nothing between it and the data.
+    ends = torch.tensor([1e-3, 1.0], dtype=torch.float64, device=device)
+    first, last = (-schedule.log_snr(ends) / 2).exp().unbind()
+    return first.clamp(min=sigma_min), last.clamp(max=sigma_max)
+
+
+def _fractions(steps: int, device: Device) -> Tensor:
+    return torch.linspace(0, 1, steps, dtype=torch.float64, device=device)
+
+
+def _from_sigmas(schedule: Schedule, sigmas: Tensor) -> Tensor:
+    """The times of all sigma / alpha, the first moved to 1, and 0."""
+    times = schedule.time(-2 * sigmas.log())
+    return torch.cat([torch.ones_like(times[:1]), times[1:], torch.zeros_like(times[:1])]).float()

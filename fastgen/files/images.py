@@ -1,0 +1,104 @@
+"""Image files: reading one; writing one, a grid, a folder of files, or arrays."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastgen.data.convert import from_picture
+from fastgen.errors import expect
+
+
+def image_grid(images: Tensor, columns: int | None = None, border: int = 2) -> np.ndarray:
+    """uint8 (N, C, H, W) as one picture (H', W', C), row by row on black, near a square where `columns` is not given."""
+    n, c, h, w = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / columns)
+    picture = np.zeros((rows * (h + border) + border, columns * (w + border) + border, c), np.uint8)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = border + i // columns * (h + border), border + i % columns * (w + border)
+        picture[top : top + h, left : left + w] = image
+    return picture
+
+
+def save_grid(path: Path, images: Tensor, columns: int | None = None, smallest: int = 640) -> None:
+    """The grid as a PNG, enlarged by a whole factor to at least about `smallest` pixels across."""
+    picture = _pil(image_grid(images, columns))
+    factor = max(1, round(smallest / max(picture.size)))
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    write_whole(path, lambda file: picture.save(file, format="PNG"))
+
+
+def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int | None = None) -> None:
+    """uint8 (N, C, H, W): a grid for a .png; `images` (N, H, W, C) and `labels` for a .npz; a folder of PNGs without a suffix."""
+    check_out(out)
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    if out.suffix == ".png":
+        save_grid(out, images, columns)
+    elif out.suffix == ".npz":
+        named: dict[str, Any] = {"images": arrays} | ({} if labels is None else {"labels": labels.cpu().numpy()})
+        write_whole(out, lambda file: np.savez_compressed(file, **named))
+    else:
+        for i, array in enumerate(arrays):
+            name = f"{i:06d}.png" if labels is None else f"{i:06d}-{int(labels[i])}.png"
+            write_whole(out / name, lambda file, array=array: _pil(array).save(file, format="PNG"))
+
+
+def save_image(path: Path, image: Tensor) -> None:
+    """uint8 (C, H, W) as a PNG, pixel for pixel."""
+    write_whole(path, lambda file: _pil(image.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG"))
+
+
+def read_image(argument: str, path: Path, shape: tuple[int, ...]) -> Tensor:
+    """An image file as uint8 of shape (C, H, W), grey or coloured as C says. Raises ValueError that names the argument for a file
+    that is missing, cannot be read, or holds an image of another size."""
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            array = from_picture(image, channels=channels)
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{argument}: expected an image file, got {str(path)!r}: {reason}") from None
+    size = f"{array.shape[2]}x{array.shape[1]}"
+    expect(argument, str(path), array.shape[1:] == (height, width), f"an image of {width}x{height} pixels, not {size}")
+    return torch.tensor(array)
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError unless `save_images` can write to `out`: better before hours of sampling than after."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise ValueError(f"out: expected a .png, a .npz, or a folder without a suffix, got {str(out)!r}")
+    expect_place(out)
+
+
+def expect_place(out: Path) -> None:
+    """Raises ValueError unless a file, or a folder where there is no suffix, can be written at `out`."""
+    folder = out if out.suffix == "" else out.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".fastgen-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None
+    if out.suffix and out.is_dir():
+        raise ValueError(f"out: expected a file, got the folder {str(out)!r}")
+
+
+def _pil(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def write_whole(path: Path, write: Callable) -> None:
+    """write(file), under a temporary name until it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        write(file)
+    temporary.replace(path)

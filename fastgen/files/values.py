@@ -1,0 +1,52 @@
+"""Files of values, in their own units."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastgen.data.units import Values
+from fastgen.files.images import expect_place, write_whole
+
+
+def default_name(values: Values) -> str:
+    """Of the file that samples go to."""
+    return "samples.csv" if len(values.shape) == 1 else "samples.npz"
+
+
+def check_out(out: Path, values: Values) -> None:
+    """Raises ValueError unless `save_values` can write to `out`."""
+    suffixes, what = ((".csv", ".npz", ".npy"), "a table's rows") if len(values.shape) == 1 else ((".npz", ".npy"), "signals")
+    if out.suffix not in suffixes:
+        raise ValueError(f"out: expected a file ending in one of {', '.join(suffixes)} for {what}, got {str(out)!r}")
+    expect_place(out)
+
+
+def save_values(out: Path, x: Tensor, labels: Tensor | None, values: Values) -> None:
+    """x, fp32 (N, *shape): its numbers alone for a .npy; `x`, `labels` and `features` for a .npz, which `open_dataset` reads; a
+    table for a .csv, with the features' names, x0, x1 … where they have none, and `label`."""
+    check_out(out, values)
+    numbers = x.cpu().numpy()
+    if out.suffix == ".npy":
+        write_whole(out, lambda file: np.save(file, numbers))
+    elif out.suffix == ".npz":
+        named: dict[str, Any] = {"x": numbers} | ({} if labels is None else {"labels": labels.cpu().numpy()})
+        named |= {} if values.features is None else {"features": np.array(values.features)}
+        write_whole(out, lambda file: np.savez_compressed(file, **named))
+    else:
+        text = _table(numbers, None if labels is None else labels.tolist(), values.features)
+        write_whole(out, lambda file: file.write(text.encode()))
+
+
+def _table(numbers: np.ndarray, labels: list[int] | None, features: tuple[str, ...] | None) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    names = features or [f"x{i}" for i in range(numbers.shape[1])]
+    table.writerow(names if labels is None else [*names, "label"])
+    for i, row in enumerate(numbers):
+        cells = [str(number) for number in row]  # as few digits as give the fp32 number back
+        table.writerow(cells if labels is None else [*cells, labels[i]])
+    return text.getvalue()

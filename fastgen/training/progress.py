@@ -1,0 +1,104 @@
+"""What a run says of itself on the way, without waiting for the device."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastgen.config.schema import TrainConfig
+from fastgen.training.metrics_log import MetricsLog
+from fastgen.training.ranks import mean, rank
+from fastgen.training.writers import open_writer
+
+
+class Progress:
+    """metrics.jsonl, what `config.log_to` names and a bar, by the first rank alone; on all, FloatingPointError where the loss is
+    no longer finite.
+
+    A mean loss is copied to the host while training goes on, and read when it has come, at the next one at the latest: the host
+    so runs ahead of a GPU by at most two such intervals.
+    """
+
+    def __init__(self, out: Path, step: int, config: TrainConfig):
+        first = rank() == 0
+        self._out = out
+        self._log = MetricsLog(out / "metrics.jsonl", step) if first else None
+        self._writer = open_writer(config, out, step) if first else None
+        self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if first else True)
+        self._coming: tuple[Reading, int, dict[str, Any]] | None = None
+        self._since = time.monotonic()
+
+    def step(self) -> None:
+        """Another step is under way."""
+        self._bar.update()
+        if self._coming is not None and self._coming[0].has_come():
+            self.settle()
+
+    def loss(self, losses: list[Tensor], *, images: int, step: int, **values: Any) -> None:
+        """The mean of the losses since the last call, over the ranks, which `images` went into, is to be logged."""
+        self.settle()
+        self._coming = Reading(mean(torch.stack(losses).mean())), images, {"step": step, **values}
+        if self._coming[0].has_come():
+            self.settle()
+
+    def write(self, *, step: int, **values: Any) -> None:
+        """Logs values that the host had to wait for, and the step's sample grids; that time does not count for images per
+        second."""
+        self.settle()
+        self._write(step=step, **values)
+        if self._writer is not None:
+            for path in sorted((self._out / "samples").glob(f"{step:08d}*.png")):  # 00000500.png, 00000500-reconstructed.png
+                self._writer.image(path.stem.partition("-")[2] or "samples", path, step)
+        self._since = time.monotonic()
+
+    def close(self) -> None:
+        self._bar.close()
+        for log in (self._log, self._writer):
+            if log is not None:
+                log.close()
+
+    def settle(self) -> None:
+        """Logs the loss that is on its way, and waits for it if it must."""
+        if self._coming is None:
+            return
+        (reading, images, values), self._coming = self._coming, None
+        loss, now = reading.value(), time.monotonic()
+        expect_finite(loss, values["step"])
+        speed, self._since = images / (now - self._since), now
+        self._write(**values, loss=loss, images_per_second=round(speed, 1))
+        self._bar.set_postfix_str(f"loss {loss:.4g}, {speed:.0f} images/s")
+
+    def _write(self, **values: Any) -> None:
+        for log in (self._log, self._writer):
+            if log is not None:
+                log.write(**values)
+
+
+class Reading:
+    """A 0-dim tensor on its way from the device to the host."""
+
+    def __init__(self, value: Tensor):
+        self._event = torch.cuda.Event() if value.is_cuda else None
+        self._host = value
+        if self._event is not None:
+            self._host = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            self._event.record()
+
+    def has_come(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def value(self) -> float:
+        """The number, which this waits for."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.item()
+
+
+def expect_finite(loss: float, step: int) -> None:
+    """Raises FloatingPointError for a loss that is not: nothing that came of it is to be saved."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} by step {step}: a lower lr may help")

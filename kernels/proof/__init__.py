@@ -1,0 +1,1 @@
+"""What proves the kernels without a GPU; not part of the wheel."""

@@ -1,0 +1,31 @@
+"""Running the command line as a user does: in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FRAME = re.compile("[│╭╮╰╯─]|-{3,}")  # what the command line draws around help and errors
+
+
+def start(*arguments: object, cwd: Path, **settings: str) -> subprocess.Popen:
+    """`fastgen ARGUMENTS` in `cwd`, from this checkout."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    environment.pop("TRITON_INTERPRET", None)  # as users have it: the tests set it
+    environment |= settings
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastgen", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: object, cwd: Path, **settings: str) -> subprocess.CompletedProcess:
+    process = start(*arguments, cwd=cwd, **settings)
+    out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
