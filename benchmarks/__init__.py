@@ -1,4 +1,4 @@
-"""Benchmarks run from a checkout, where nothing needs to be installed: `kernels/`, with the ops and their proofs, is put on the path."""
+"""Benchmarks run from a checkout without installation: `kernels/`, with the ops and what proves them, is put on the path."""
 
 import sys
 from pathlib import Path

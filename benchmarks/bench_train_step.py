@@ -15,7 +15,8 @@ from fastgen.optim import AdamWEMA
 from fastgen.training.allocator import keep_freed_memory
 
 # Training needs packages that the ops do without.
-train_step, augment = pytest.importorskip("fastgen.training.train").train_step, pytest.importorskip("fastgen.data.augment").augment
+train_step = pytest.importorskip("fastgen.training.step").train_step
+augment = pytest.importorskip("fastgen.data.augment").augment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -145,7 +146,7 @@ def textbook_vae_epoch(threads):
 
 
 def fastgen_vae_epoch(threads, precision="auto", shift=0, decay=None):
-    """The same epoch by fastgen's step, with the allocator as fastgen.training.train sets it on a CPU; with `shift` and `decay` it has the
+    """The same epoch by fastgen's step, with the allocator as `train` sets it on a CPU; with `shift` and `decay` it has the
     augmentation and the EMA of the preset mnist-vae."""
     torch.set_num_threads(threads)
     as_in_training()

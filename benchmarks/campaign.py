@@ -3,10 +3,10 @@
     python -m benchmarks.campaign [--out DIR] [--budget SECONDS] [--only NAME …] [--commit TEXT]
 
 On a GPU it runs the tests marked gpu and then every benchmark, and writes into DIR (benchmarks/results by default) the record,
-DEVICE.json, and what benchmarks.report.report makes of it: a table, PNG plots (where matplotlib is installed) and one HTML page. What it
-measured of attention goes into the table that the library dispatches by (benchmarks.report.attention_table), with --out into a copy of
-it in DIR. The tests get half of the budget at most, each benchmark what is left by then. What was cut short or had no time is
-named in the record, which is written every few seconds: a campaign that is stopped leaves what it has measured.
+DEVICE.json, and what benchmarks.report.report makes of it: a table, PNG plots (where matplotlib is installed) and one HTML page.
+What it measured of attention goes into the table that the library dispatches by (benchmarks.report.attention_table), with --out
+into a copy of it in DIR. The tests get half of the budget at most, each benchmark what is left by then. What was cut short or had
+no time is named in the record, which is written every few seconds: a campaign that is stopped leaves what it has measured.
 
 Without a GPU it runs the benchmarks of the ops at the shapes and by the path that a CPU has, to show that all is in order. It
 says that no kernel was measured, and writes files, named cpu-campaign, only where --out says so.
@@ -99,8 +99,8 @@ def run(stage: Stage, seconds: float, progress: Callable[[dict], None], poll: fl
     """pytest in a process of its own, stopped after so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         outcomes, tables = Path(folder) / "outcomes.json", Path(folder) / "tables.json"
-        command = [sys.executable, "-m", "pytest", "-p", "benchmarks.harness.outcomes", "--outcomes", str(outcomes), "-q", "--tb=short"]
-        command += ["-p", "no:benchmark", "-p", "no:cacheprovider", *stage.pytest]
+        command = [sys.executable, "-m", "pytest", "-p", "benchmarks.harness.outcomes", "--outcomes", str(outcomes)]
+        command += ["-q", "--tb=short", "-p", "no:benchmark", "-p", "no:cacheprovider", *stage.pytest]
         if stage.name != GPU_TESTS:
             command += ["--record", str(tables)]
         start = time.monotonic()

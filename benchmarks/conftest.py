@@ -56,7 +56,7 @@ def compare(benchmark, request):
 
 @pytest.fixture
 def measured(benchmark, request):
-    """measured(case, direction, peers): an op at a case by every clock of this machine; peers as for benchmarks.harness.ops.measure."""
+    """measured(case, direction, peers): an op at a case by every clock of this machine; peers as for `measure` in ops.py."""
 
     def run(case, direction, peers):
         keep(request.config, benchmark.pedantic(lambda: measure(case, direction, peers), rounds=1))

@@ -2,10 +2,11 @@
 
     python -m benchmarks.studies.step_traffic [--json FILE]
 
-As benchmarks.studies.model_traffic counts them, on fake tensors, in the second step, when the optimizer's state is there. An operation on
-a list of tensors, as of PyTorch's foreach optimizer, counts as one, and so does each of fastgen's. On a GPU the former are a
-launch for every few dozen tensors, and fastgen's optimizer is three in all. All is in fp32; fastgen's step also in bf16, with
-weights that autocast casts and with those of precision bf16_weights, where casts are those that autocast makes on a CPU.
+As benchmarks.studies.model_traffic counts them, on fake tensors, in the second step, when the optimizer's state is there. An
+operation on a list of tensors, as of PyTorch's foreach optimizer, counts as one, and so does each of fastgen's. On a GPU the
+former are a launch for every few dozen tensors, and fastgen's optimizer is three in all. All is in fp32; fastgen's step also in
+bf16, with weights that autocast casts and with those of precision bf16_weights, where casts are those that autocast makes on a
+CPU.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,5 +1,5 @@
-"""`python -m benchmarks.studies.training`: what it buys to draw t evenly, to weight by min-SNR, to average weights and to recompute
-activations, on the 8x8 digits, over several seeds.
+"""`python -m benchmarks.studies.training`: what it buys to draw t evenly, to weight by min-SNR, to average weights and to
+recompute activations, on the 8x8 digits, over several seeds.
 
 Writes docs/training.md, a table for each question, docs/training.png, a plot, and benchmarks/results/training.json, every number
 behind them, in about five minutes of two cores.

@@ -88,7 +88,8 @@ def repaint(
         stretch = times[first : first + jump + 1]
         for again in range(resample):
             if again:
-                x = noised_again(denoise.schedule, x, stretch[-1:], stretch[:1], at(key, stream=noise_streams.RESAMPLE, step=count))
+                again_key = at(key, stream=noise_streams.RESAMPLE, step=count)
+                x = noised_again(denoise.schedule, x, stretch[-1:], stretch[:1], again_key)
             x = sampler(denoise, x, stretch, key=reseeded(key, count), callback=counting_on(callback, done))
             count, done = count + 1, done + len(stretch) - 1
     return x

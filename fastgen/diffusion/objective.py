@@ -18,9 +18,10 @@ from fastgen_kernels.diffusion_loss import Kind
 class DiffusionObjective(nn.Module):
     """The weighted denoising loss (DDPM, arXiv:2006.11239, eq. 14, for every schedule, prediction and weighting).
 
-    times: how t is drawn, a name in TIME_DRAWS. loss: "mse", "l1", "huber" or "charbonnier". label_dropout: the share of samples that
-    lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified" and
-    "low_discrepancy" times, the batch's own when None. condition: what the network sees of x0, as channels after those of x_t.
+    times: how t is drawn, a name in TIME_DRAWS. loss: "mse", "l1", "huber" or "charbonnier". label_dropout: the share of samples
+    that lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified"
+    and "low_discrepancy" times, the batch's own when None. condition: what the network sees of x0, as channels after those of
+    x_t.
     """
 
     def __init__(

@@ -78,6 +78,6 @@ class Diffusion:
         return self.terms(t).weight
 
     def denoiser(self, net: nn.Module, **options: Any) -> Denoiser:
-        """denoise(x_t, t) -> x0_hat for the samplers; the options are those of `fastgen.diffusion.denoiser.Denoiser`: label, context,
-        guidance and what shapes it, clip."""
+        """denoise(x_t, t) -> x0_hat for the samplers; the options are those of `Denoiser`: label, context, guidance and what
+        shapes it, clip."""
         return Denoiser(self.schedule, self.prediction, net, **options)

@@ -63,8 +63,8 @@ class Run:
         label: one class for all, or a list that is repeated; by default every class in turn. first: the first image's number:
         image i depends on the seed and i, not on n, first or batch_size, which is halved where memory does not suffice. guide: a
         weaker run to guide away from, instead of no label. cuda_graph: the work of a batch is recorded once and replayed.
-        callback(i, x, x0_hat): after step i of a batch. settings: those of `fastgen.config.sampling.Sampling`: guidance, steps, sampler,
-        seed, and so on. Raises ValueError for what the model cannot do.
+        callback(i, x, x0_hat): after step i of a batch. settings: those of `Sampling`: guidance, steps, sampler, seed, and so
+        on. Raises ValueError for what the model cannot do.
         """
         expect("n", n, n >= 1, "a whole number >= 1")
         expect("first", first, 0 <= first < 2**32 - n, "a whole number >= 0")

@@ -1,9 +1,9 @@
 """Does a test fail for each mutant of a Triton source file? `python kernels/proof mutate fastgen_kernels/x_triton.py`
 
-The mutants (kernels/proof/mutations.py) run in the interpreter against the tests in tests/test_x.py and tests/test_x_*.py that carry
+The mutants (mutations.py) run in the interpreter against the tests test_x.py and test_x_*.py, anywhere below tests/, that carry
 the marker `kill`, or all tests there where none does. A failing test, a crash, a lack of memory or of time kills a mutant. What
-no test can tell from the original is justified in kernels/proof/equivalent_mutants/, in x_triton.txt or op/x_triton.txt: the mutant's
-name as printed here, and the reason below it, indented. Exit code 1 below 95% killed or justified, 2 where nothing could be run.
+no test can tell from the original is justified in equivalent_mutants/, in x_triton.txt or op/x_triton.txt: the mutant's name as
+printed here, and the reason below it, indented. Exit code 1 below 95% killed or justified, 2 where nothing could be run.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from proof.forks import MEMORY, NO_TESTS, NOT_IMPORTED, TIME, Suite, run
 from proof.mutations import Mutant, mutants
 
 REQUIRED = 0.95
+EQUIVALENTS = Path("kernels", "proof", "equivalent_mutants")
 KINDS = ("killed", "justified", "survived")
 
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"--only must be in 1 to {len(found)}, got {options.only}")
             found = {options.only: found[options.only]}
         module = module_name(file)
-        justified = read_equivalents(root / "tests" / "equivalent_mutants" / Path(*module.split(".")[1:]).with_suffix(".txt"))
+        justified = read_equivalents(root / EQUIVALENTS / Path(*module.split(".")[1:]).with_suffix(".txt"))
         with tempfile.TemporaryDirectory() as folder:
             suite = Suite(root, module, find_tests(file, root), Path(folder))
             outcomes = run_all(suite, source, found)
@@ -84,7 +85,7 @@ def find_tests(file: Path, root: Path) -> list[Path]:
     """Those of x_triton.py, or else of the folder that it is in: an op may have its kernels in several files."""
     op = file.stem.removesuffix("_triton")
     for name in (op, file.parent.name):
-        if tests := sorted([*root.glob(f"tests/test_{name}.py"), *root.glob(f"tests/test_{name}_*.py")]):
+        if tests := sorted([*root.glob(f"tests/**/test_{name}.py"), *root.glob(f"tests/**/test_{name}_*.py")]):
             return tests
     raise FileNotFoundError(f"{file.name} must have tests in tests/test_{op}.py or tests/test_{op}_*.py, found none in {root}")
 

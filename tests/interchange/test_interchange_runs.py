@@ -19,10 +19,7 @@ from fastgen.diffusion.schedules import Discrete, RectifiedFlow  # noqa: E402
 from fastgen.interchange.init_from import starting_from  # noqa: E402
 from fastgen.runs import checkpoint  # noqa: E402
 from fastgen.training.train import train  # noqa: E402
-from tests.helpers import (
-    tiny_diffusers,
-    tiny_runs,
-)
+from tests.helpers import tiny_diffusers, tiny_runs  # noqa: E402
 
 SETTINGS = dataclasses.replace(tiny_runs.LABELLED, steps=4, checkpoint_every=2)
 STILL = dataclasses.replace(SETTINGS, steps=1, warmup=0, lr=1e-30)  # weights stay what they are

@@ -190,7 +190,7 @@ def mutate(root, *arguments, memory_limit=None):
     return subprocess.run(
         [sys.executable, *program, *arguments],
         cwd=root,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "kernels")},
         capture_output=True,
         text=True,
         timeout=300,

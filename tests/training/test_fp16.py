@@ -99,7 +99,8 @@ def test_fp16_needs_a_scaler_and_auto_is_never_fp16_without(monkeypatch):
     monkeypatch.setattr(device, "computes_bf16", lambda device: False)
     monkeypatch.setattr(device, "computes_fp16", lambda device: True)
     seen = []
-    monkeypatch.setattr("fastgen.training.train.autocast", lambda device, precision: seen.append(precision) or autocast(device, precision))
+    watched = lambda device, precision: seen.append(precision) or autocast(device, precision)  # noqa: E731
+    monkeypatch.setattr("fastgen.training.step.autocast", watched)
     train_step(*arguments)
     train_step(*arguments, scaler=GradScaler("cpu", init_scale=2.0))
     assert seen == ["fp32", "auto"]

@@ -56,7 +56,8 @@ def losses(run):
 def test_nothing_waits_between_two_lines_of_the_log(config, monkeypatch, tmp_path):
     seen = []
     with recorded.Waits() as waits:
-        monkeypatch.setattr("fastgen.training.train.learning_rate", lambda c, step: seen.append(waits.count) or learning_rate(c, step))
+        watched = lambda c, step: seen.append(waits.count) or learning_rate(c, step)  # noqa: E731
+        monkeypatch.setattr("fastgen.training.train.learning_rate", watched)
         train(dataclasses.replace(config, steps=8, log_every=8), tmp_path / "run")
     assert seen[1 : config.steps] == [seen[1]] * len(seen[1 : config.steps])
     assert waits.count > seen[-1]  # the last lines are read

@@ -214,7 +214,8 @@ def small_objective():
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():
-    x, label, key = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), torch.arange(6), noise_key(0, noise_streams.NOISE, 3, 6)
+    x, label = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), torch.arange(6)
+    key = noise_key(0, noise_streams.NOISE, 3, 6)
     results = []
     for accumulation in (1, 2, 6):
         objective = small_objective()

@@ -9,7 +9,8 @@ computed in fp64 on x's device before the first, so that a step waits for nothin
 
 Raises ValueError for times that do not fall within [0, 1], FloatingPointError, with the step, for a result that is not finite.
 
-`SAMPLERS` and `TIME_GRIDS` are the tables of names that the command line uses; `TIME_GRIDS[name](schedule, steps, device)` is a grid.
+`SAMPLERS` and `TIME_GRIDS` are the tables of names that the command line uses: `TIME_GRIDS[name](schedule, steps, device)` is a
+grid of times.
 """
 
 from collections.abc import Callable
