@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen import schedules
 from fastgen.config.diffusers import FLOW, FLOW_STEPS
-from fastgen.diffusion.schedules import Discrete, RectifiedFlow, Schedule
+from fastgen.diffusion.schedules import Discrete, RectifiedFlow, Schedule, cosine, linear, zero_terminal_snr
 from fastgen.errors import expect, lookup
 
 # Schedulers whose networks are trained alike, on a chain of betas: they differ in how they sample.
@@ -50,7 +49,7 @@ def _chain(config: dict[str, Any]) -> Discrete:
     _expect_off(config, "use_flow_sigmas")
     schedule = Discrete(_betas(config), stepwise=True)
     if config.get("rescale_betas_zero_snr"):
-        schedule = schedules.zero_terminal_snr(schedule)
+        schedule = zero_terminal_snr(schedule)
     defined = prediction != "epsilon" or not schedule.zero_terminal_snr
     expect("scheduler.prediction_type", prediction, defined, "sample or v_prediction where the last step leaves no signal")
     return schedule
@@ -68,17 +67,17 @@ def _betas(config: dict[str, Any]) -> Tensor:
 
 
 def _linear(config: dict[str, Any], steps: int) -> Tensor:
-    return schedules.linear(steps, *_ends(config)).betas
+    return linear(steps, *_ends(config)).betas
 
 
 def _scaled_linear(config: dict[str, Any], steps: int) -> Tensor:
     """Linear in sqrt(beta) (Rombach et al. 2022, arXiv:2112.10752)."""
     start, end = _ends(config)
-    return schedules.linear(steps, start**0.5, end**0.5).betas ** 2
+    return linear(steps, start**0.5, end**0.5).betas ** 2
 
 
 def _cosine(config: dict[str, Any], steps: int) -> Tensor:
-    return schedules.cosine(steps).betas
+    return cosine(steps).betas
 
 
 def _sigmoid(config: dict[str, Any], steps: int) -> Tensor:

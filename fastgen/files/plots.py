@@ -18,6 +18,7 @@ def plot_values(path: Path, real: Tensor, drawn: Tensor, labels: Tensor | None) 
     plot = _rows if real.shape[2] == 1 else _signals
     figure = Figure(figsize=(8, 4), layout="constrained")
     plot(figure, real, drawn, None if labels is None else labels.numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return True
 
