@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fastgen.models.layers import GroupNorm, ResBlock, Stream, Upsample, conv
+from fastgen.models.layers import GroupNorm, ResBlock, Residual, Upsample, conv
 from fastgen.models.vae import VariationalAutoencoder, unit_range
 from fastgen_kernels.reconstruction_nll import Likelihood
 
@@ -71,12 +71,12 @@ class Stack(nn.Sequential):
     """Layers in order, a norm followed by SiLU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        h = Stream(x)
+        h = Residual(x)
         for layer in self:
             if isinstance(layer, ResBlock):
                 h, _ = layer(h)
             elif isinstance(layer, GroupNorm):
-                h = Stream(layer(h, activation="silu")[0])
+                h = Residual(layer(h, activation="silu")[0])
             else:
-                h = Stream(layer(h.sum()))
+                h = Residual(layer(h.sum()))
         return h.sum()

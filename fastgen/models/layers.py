@@ -1,6 +1,6 @@
 """The blocks that the models are built of. N batch, C channels, *S spatial, D width of an embedding.
 
-What a residual block adds is left open, for the group norm that comes next to add: see `Stream`.
+A block with a residual connection returns x and its branch, not their sum, which the next GroupNorm makes: see `Residual`.
 """
 
 from typing import Any, NamedTuple
@@ -46,21 +46,23 @@ def unpatchify(x: Tensor, patch: int) -> Tensor:
     return x.permute(0, 1, *order).reshape(*x.shape[:2], *sides)
 
 
-class Stream(NamedTuple):
-    """x + branch, both (N, C, *S), a sum that is not made yet: a GroupNorm that reads it makes it in the same pass."""
+class Residual(NamedTuple):
+    """A residual connection, x + branch, both (N, C, *S), before the addition: the GroupNorm that reads it adds in the same pass
+    over memory. Without a branch it is x."""
 
     x: Tensor
     branch: Tensor | None = None
 
     def sum(self) -> Tensor:
+        """x + branch, (N, C, *S)."""
         return self.x if self.branch is None else self.x + self.branch
 
 
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm with what surrounds it in a UNet fused: see `fastgen.functional.group_norm`."""
 
-    def forward(  # type: ignore[override]  # a stream for a tensor
-        self, h: Stream, *, activation: Activation | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    def forward(  # type: ignore[override]  # a Residual for a tensor
+        self, h: Residual, *, activation: Activation | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The norm of h's sum, and the sum."""
         options: dict[str, Any] = {"activation": activation, "scale": scale, "shift": shift}
@@ -85,12 +87,12 @@ class ResBlock(nn.Module):
         self.conv2 = zero_init(conv(dims, out_channels, out_channels))
         self.skip = nn.Identity() if in_channels == out_channels else conv(dims, in_channels, out_channels, kernel=1)
 
-    def forward(self, h: Stream, emb: Tensor | None = None) -> tuple[Stream, Tensor]:
+    def forward(self, h: Residual, emb: Tensor | None = None) -> tuple[Residual, Tensor]:
         y, x = self.norm1(h, activation="silu")
         y = self.conv1(y)
         scale, shift = (None, None) if self.emb is None else self.emb(emb).chunk(2, dim=1)
-        y, _ = self.norm2(Stream(y), activation="silu", scale=scale, shift=shift)
-        return Stream(self.skip(x), self.conv2(self.dropout(y))), x
+        y, _ = self.norm2(Residual(y), activation="silu", scale=scale, shift=shift)
+        return Residual(self.skip(x), self.conv2(self.dropout(y))), x
 
 
 class SelfAttention(nn.Module):
@@ -103,9 +105,9 @@ class SelfAttention(nn.Module):
         self.qkv = conv(dims, channels, 3 * channels, kernel=1)
         self.out = zero_init(conv(dims, channels, channels, kernel=1))
 
-    def forward(self, h: Stream) -> Stream:
+    def forward(self, h: Residual) -> Residual:
         y, x = self.norm(h)
-        return Stream(x, self.out(attention_qkv(self.qkv(y), self.num_heads)))
+        return Residual(x, self.out(attention_qkv(self.qkv(y), self.num_heads)))
 
 
 class CrossAttention(nn.Module):
@@ -119,12 +121,12 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * channels)
         self.out = zero_init(conv(dims, channels, channels, kernel=1))
 
-    def forward(self, h: Stream, context: Tensor) -> Stream:
+    def forward(self, h: Residual, context: Tensor) -> Residual:
         y, x = self.norm(h)
         q = self.q(y).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)  # [N, H, S, D/H]
         k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [N, H, L, D/H] each
         y = attention(q, k, v).transpose(2, 3).reshape(x.shape)
-        return Stream(x, self.out(y))
+        return Residual(x, self.out(y))
 
 
 class Upsample(nn.Module):

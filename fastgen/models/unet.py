@@ -11,8 +11,8 @@ from fastgen.models.layers import (
     CrossAttention,
     GroupNorm,
     ResBlock,
+    Residual,
     SelfAttention,
-    Stream,
     Upsample,
     conv,
     patchify,
@@ -102,7 +102,7 @@ class UNet(nn.Module):
         self._check(x, label, context)
         emb = self._embed(t, label)
 
-        h, skips = Stream(self.stem(patchify(x, self.patch))), []
+        h, skips = Residual(self.stem(patchify(x, self.patch))), []
         for layer in [*self.down, self.mid[0]]:
             h, x = self._run(layer, h, emb, context)  # x is what the layer was given
             skips.append(x)
@@ -110,7 +110,7 @@ class UNet(nn.Module):
 
         for layer in self.up:
             if isinstance(layer, Block):
-                h = Stream(torch.cat([h.sum(), skips.pop()], dim=1))
+                h = Residual(torch.cat([h.sum(), skips.pop()], dim=1))
             h, _ = self._run(layer, h, emb, context)
 
         y, _ = self.norm(h, activation="silu")
@@ -125,13 +125,13 @@ class UNet(nn.Module):
             emb = emb + self.label(label)
         return nn.functional.silu(emb)
 
-    def _run(self, layer: nn.Module, h: Stream, emb: Tensor, context: Tensor | None) -> tuple[Stream, Tensor]:
+    def _run(self, layer: nn.Module, h: Residual, emb: Tensor, context: Tensor | None) -> tuple[Residual, Tensor]:
         """What comes out of the layer, and what went in, its sum made."""
         run = partial(checkpoint, layer, use_reentrant=False) if self.checkpointing and self.training else layer
         if isinstance(layer, Block):
             return run(h, emb, context)
         x = h.sum()
-        return Stream(run(x)), x
+        return Residual(run(x)), x
 
     def _check(self, x: Tensor, label: Tensor | None, context: Tensor | None) -> None:
         if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels or any(s % self.multiple or s == 0 for s in x.shape[2:]):
@@ -168,7 +168,7 @@ class Block(nn.Module):
             CrossAttention(dims, out_channels, groups, num_heads, context_dim) if num_heads and context_dim is not None else None
         )
 
-    def forward(self, h: Stream, emb: Tensor, context: Tensor | None = None) -> tuple[Stream, Tensor]:
+    def forward(self, h: Residual, emb: Tensor, context: Tensor | None = None) -> tuple[Residual, Tensor]:
         h, x = self.res(h, emb)
         if self.attention is not None:
             h = self.attention(h)

@@ -13,7 +13,7 @@ import triton
 from torch.testing._internal.common_methods_invocations import op_db
 
 from fastgen.functional import attention, attention_qkv
-from fastgen.models.layers import GroupNorm, SelfAttention, Stream
+from fastgen.models.layers import GroupNorm, Residual, SelfAttention
 from fastgen_kernels.attention import (
     _attention,
     _attention_backward,
@@ -450,7 +450,7 @@ def test_the_block_of_a_unet_copies_nothing(layout):
     block, norm = (m.to(torch.bfloat16, memory_format=layout) for m in (SelfAttention(2, 32, 4, 2), GroupNorm(4, 32)))
     x = torch.randn(1, 32, 5, 4, dtype=torch.bfloat16).to(memory_format=layout).requires_grad_()
     with recorded() as log, of_operations() as operations:
-        out = norm(block(Stream(x)))
+        out = norm(block(Residual(x)))
     assert operations.names == ["convolution.default"] * 2
     assert log.launches == ["held_kernel", "short_kernel", "held_kernel"]
 
