@@ -26,7 +26,25 @@ def test_every_preset_is_described():
     assert all(f"`{preset}`" in README for preset in PRESETS)
 
 
-def test_the_map_names_files_that_exist():
-    root = Path(__file__).parents[1]
-    for path in re.findall(r"`((?:fastgen|kernels|benchmarks|tests)/[\w./]*)`", README):
-        assert (root / path).exists() or re.search(r"[/_]x(_triton)?\.py$", path), path
+ROOT = Path(__file__).parents[1]
+MAP = re.findall(r"^\| ([^|]+) \| (`(?:fastgen|kernels|benchmarks|tests)/[^|]*) \|$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("task", "place"), MAP, ids=[task for task, _ in MAP])
+def test_the_map_names_a_file_and_what_is_in_it(task, place):
+    """The first name in backticks is a file or folder; the names after a colon are defined in the file."""
+    files, _, names = place.partition(":")
+    paths = [ROOT / name for name in re.findall(r"`([\w./]+)`", files)]
+    assert paths
+    assert all(path.exists() for path in paths)
+    for name in re.findall(r"`(\w+)`", names):
+        assert re.search(rf"^ *(def|class) {name}\b|^{name}\b.* = ", paths[0].read_text(), re.MULTILINE), name
+
+
+def test_the_map_has_what_a_newcomer_looks_for():
+    assert len(MAP) > 20
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
