@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fastgen
 from fastgen.files.images import save_images
+from fastgen.pixels import signed_to_uint8
 
 
 class ResBlock(nn.Module):
@@ -87,7 +88,7 @@ def main(options: Options) -> None:
         for i in range(50, 0, -1):
             x = x - model(x, torch.full((64,), i / 50, device=device)) / 50
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_images(options.out, ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu(), None)
+    save_images(options.out, signed_to_uint8(x).cpu(), None)
     print(options.out)
 
 

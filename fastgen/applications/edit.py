@@ -12,7 +12,7 @@ from fastgen.diffusion.generate import time_grid
 from fastgen.diffusion.samplers import SAMPLERS
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, q_sample
-from fastgen.pixels import from_uint8, to_uint8
+from fastgen.pixels import signed_to_uint8, uint8_to_signed
 from fastgen.runs.run import Run
 
 
@@ -44,9 +44,9 @@ def edit(
             return images[rows]
         times = strength * time_grid(denoise.schedule, fewer, run.device)
         alpha, sigma = (f(times[0]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
-        x0 = from_uint8(images[rows].to(run.device))
+        x0 = uint8_to_signed(images[rows].to(run.device))
         x = q_sample(x0, alpha, sigma, key=at(key, stream=noise_streams.START), target=None)
-        return to_uint8(sampler(denoise, x, times, key=key, callback=callback))
+        return signed_to_uint8(sampler(denoise, x, times, key=key, callback=callback))
 
     return in_batches(run, len(images), label, options.seed, batch_size, draw)
 

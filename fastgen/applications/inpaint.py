@@ -14,7 +14,7 @@ from fastgen.diffusion.samplers import SAMPLERS
 from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, philox_normal
-from fastgen.pixels import from_uint8, to_uint8
+from fastgen.pixels import signed_to_uint8, uint8_to_signed
 from fastgen.runs.run import Run
 
 
@@ -50,14 +50,14 @@ def inpaint(
 
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         image, missing = images[rows].to(run.device), hole[rows].to(run.device)
-        x0 = from_uint8(image)
+        x0 = uint8_to_signed(image)
         beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
         denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
         times = time_grid(denoise.schedule, options, run.device)
         alpha, sigma = denoise.schedule.marginal(times[0])
         x = alpha * x0.masked_fill(missing, 0) + sigma * philox_normal(x0.shape, at(key, stream=noise_streams.START))
         x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
-        return torch.where(missing, to_uint8(x), image)
+        return torch.where(missing, signed_to_uint8(x), image)
 
     return in_batches(run, len(images), label, options.seed, batch_size, draw)
 

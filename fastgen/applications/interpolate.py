@@ -12,7 +12,7 @@ from fastgen.diffusion.generate import time_grid
 from fastgen.diffusion.samplers import ddim
 from fastgen.errors import expect
 from fastgen.functional import sampler_step
-from fastgen.pixels import from_uint8, to_uint8
+from fastgen.pixels import signed_to_uint8, uint8_to_signed
 from fastgen.runs.run import Run
 
 
@@ -43,7 +43,7 @@ def interpolate(
     weights = torch.linspace(0, 1, n, device=run.device)
 
     def ends(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
-        x0 = from_uint8(torch.stack([a, b])[rows].to(run.device))
+        x0 = uint8_to_signed(torch.stack([a, b])[rows].to(run.device))
         denoise = run.denoiser(label, options, guide=guide)
         return invert(denoise, x0, time_grid(denoise.schedule, options, run.device))
 
@@ -52,7 +52,7 @@ def interpolate(
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
         x = slerp(noise[:1], noise[1:], weights[rows])
         denoise = run.denoiser(label, options, guide=guide)
-        return to_uint8(ddim(denoise, x, time_grid(denoise.schedule, options, run.device), callback=callback))
+        return signed_to_uint8(ddim(denoise, x, time_grid(denoise.schedule, options, run.device), callback=callback))
 
     return in_batches(run, n, label, options.seed, batch_size, draw)
 

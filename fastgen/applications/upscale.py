@@ -8,7 +8,7 @@ from fastgen.applications.batches import Callback, Label, check_images, expect_r
 from fastgen.config.sampling import Sampling
 from fastgen.diffusion.conditions import LowResolution, enlarged
 from fastgen.diffusion.generate import generate
-from fastgen.pixels import from_uint8
+from fastgen.pixels import uint8_to_signed
 from fastgen.runs.run import Run
 
 
@@ -33,7 +33,7 @@ def upscale(
     options = Sampling(**settings)
 
     def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
-        small = from_uint8(images[rows].to(run.device))
+        small = uint8_to_signed(images[rows].to(run.device))
         denoise = run.denoiser(label, options, guide=guide, beside=enlarged(small, factor))
         return generate(denoise, run.shape, key, options, callback)
 

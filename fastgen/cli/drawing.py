@@ -85,7 +85,7 @@ def watched(options: DrawingOptions, out: Path, total: int) -> Iterator[Callable
     from tqdm import tqdm
 
     from fastgen.files.images import save_grid
-    from fastgen.pixels import to_uint8
+    from fastgen.pixels import signed_to_uint8
 
     preview, every = out.with_name(f"{out.stem}-preview.png"), options.preview_every
     with tqdm(total=total, unit="step", disable=None) as bar:
@@ -93,7 +93,7 @@ def watched(options: DrawingOptions, out: Path, total: int) -> Iterator[Callable
         def callback(i: int, x: "Tensor", x0_hat: "Tensor") -> None:
             bar.update(len(x))
             if every is not None and (i + 1) % every == 0:
-                save_grid(preview, to_uint8(x0_hat))
+                save_grid(preview, signed_to_uint8(x0_hat))
 
         yield callback
 

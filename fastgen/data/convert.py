@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageOps
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
-def to_uint8(array: np.ndarray) -> np.ndarray:
+def uint8_pixels(array: np.ndarray) -> np.ndarray:
     """uint8 as it is; floats in [0, 1] times 255, rounded. Raises ValueError, naming min and max, for others."""
     if array.dtype == np.uint8 or array.size == 0:
         return array.astype(np.uint8, copy=False)
@@ -37,8 +37,8 @@ def to_nchw(array: np.ndarray) -> np.ndarray:
 
 
 def from_array(array: Any, size: int | None = None, channels: int | None = None) -> np.ndarray:
-    """uint8 (N, C, H, W) of a batch in any form that to_uint8 and to_nchw take, a tensor or an array."""
-    images = to_nchw(to_uint8(as_numpy(array)))
+    """uint8 (N, C, H, W) of a batch in any form that uint8_pixels and to_nchw take, a tensor or an array."""
+    images = to_nchw(uint8_pixels(as_numpy(array)))
     if images.shape[1] == 4:
         images = _on_white(images)
     _, c, h, w = images.shape
@@ -85,7 +85,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return Image.fromarray(_from_16_bits(np.asarray(image)))
     if image.mode == "F":
-        return Image.fromarray(to_uint8(np.asarray(image)))
+        return Image.fromarray(uint8_pixels(np.asarray(image)))
     mode = "L" if image.mode in GREY_MODES else "RGB"
     if "transparency" in image.info or image.mode.upper().endswith("A"):
         white = Image.new("RGBA", image.size, "white")

@@ -12,7 +12,7 @@ from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS
 from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, philox_normal
-from fastgen.pixels import to_uint8
+from fastgen.pixels import signed_to_uint8
 
 
 def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
@@ -37,7 +37,7 @@ def generate(
     key: Tensor,
     settings: Sampling,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
-    decode: Callable[[Tensor], Tensor] = to_uint8,
+    decode: Callable[[Tensor], Tensor] = signed_to_uint8,
 ) -> Tensor:
     """One sample of `shape` for each row of the key, from noise by the sampler, as `decode` gives it back: uint8 (N, *shape) for
     images. Nothing in it waits for the device. callback(i, x, x0_hat): after each step."""

@@ -11,7 +11,7 @@ from fastgen.diffusion.process import Diffusion
 from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import lookup
 from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
-from fastgen.pixels import from_uint8
+from fastgen.pixels import uint8_to_signed
 from fastgen_kernels.diffusion_loss import Kind
 
 
@@ -58,7 +58,8 @@ class DiffusionObjective(nn.Module):
         if terms.c_in is not None:
             x_t = x_t * terms.c_in.view(-1, *[1] * (x_t.dim() - 1))
         if self.condition is not None:
-            x_t = torch.cat([x_t, self.condition(from_uint8(x0), at(key, stream=noise_streams.CONDITION)).to(x_t.dtype)], dim=1)
+            beside = self.condition(uint8_to_signed(x0), at(key, stream=noise_streams.CONDITION))
+            x_t = torch.cat([x_t, beside.to(x_t.dtype)], dim=1)
         pred, coefficients = self.net(x_t, t, label, context), (terms.target_alpha, terms.target_sigma)
         return denoising_loss(pred, x0, *coefficients, noise, terms.weight, target=terms.target, kind=self.loss)
 

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from fastgen.models.layers import GroupNorm, ResBlock, Residual, Upsample, conv
-from fastgen.models.vae import VariationalAutoencoder, unit_range
+from fastgen.models.vae import VariationalAutoencoder
+from fastgen.pixels import uint8_to_unit
 from fastgen_kernels.reconstruction_nll import Likelihood
 
 
@@ -61,7 +62,7 @@ class ConvVAE(VariationalAutoencoder):
         """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x: expected (N, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        return self.encoder(unit_range(x)).chunk(2, dim=1)
+        return self.encoder(uint8_to_unit(x)).chunk(2, dim=1)
 
     def decode_logits(self, z: Tensor) -> Tensor:
         return self.decoder(z)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastgen import noise_streams
 from fastgen.functional import at, fresh_key, philox_normal, reconstruction_nll, reparameterize_kl
+from fastgen.pixels import uint8_to_unit
 from fastgen_kernels.reconstruction_nll import LIKELIHOODS, Likelihood
 
 
@@ -51,7 +52,7 @@ class VariationalAutoencoder(nn.Module):
 
     def elbo(self, x: Tensor, *, key: Tensor | None = None) -> Tensor:
         """log p(x | z) - KL(q || p) at one z ~ q(z | x), a lower bound of log p(x) in expectation: (N,) fp32."""
-        x = unit_range(x)
+        x = uint8_to_unit(x)
         mu, logvar = self.encode(x)
         z, kl = reparameterize_kl(mu, logvar, key=key)
         return self._log_p_x(x, z) - kl
@@ -109,7 +110,7 @@ class VAE(VariationalAutoencoder):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
-        x = unit_range(x).flatten(1)
+        x = uint8_to_unit(x).flatten(1)
         if x.shape[1] != self.input_dim:
             raise ValueError(f"x: expected {self.input_dim} values a sample, got {x.shape[1]}")
         return self.encoder(x).chunk(2, dim=1)
@@ -130,8 +131,3 @@ class VAEObjective(nn.Module):
     def forward(self, x: Tensor, label: Tensor | None = None, *, key: Tensor | None = None) -> Tensor:
         """x: images as the VAE takes them. label is not used. key: the noise, (N, 4); from torch's generator when None."""
         return -self.vae.elbo(x, key=key)
-
-
-def unit_range(x: Tensor) -> Tensor:
-    """uint8 images as fp32 in [0, 1]; floating ones as they are."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x

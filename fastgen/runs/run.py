@@ -24,7 +24,7 @@ from fastgen.errors import expect, lookup
 from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
 from fastgen.models.build import make_diffusion, make_model, model_arguments, noising
-from fastgen.pixels import to_uint8
+from fastgen.pixels import signed_to_uint8, unit_to_uint8
 from fastgen.runs import checkpoint
 
 
@@ -77,11 +77,11 @@ class Run:
         guided = options.guidance == 1 or labels is not None or guide is not None
         expect("guidance", options.guidance, guided, "1, since the model has no classes")
 
-        shape, decode = (self.shape, to_uint8) if self.values is None else (self.values.network_shape, Tensor.float)
+        shape, decode = (self.shape, signed_to_uint8) if self.values is None else (self.values.network_shape, Tensor.float)
 
         def samples(key: Tensor, label: Tensor | None) -> Tensor:
             if isinstance(self.model, VariationalAutoencoder):
-                return (self.model.sample(len(key), key=key).float() * 255).round().to(torch.uint8).view(-1, *self.shape)
+                return unit_to_uint8(self.model.sample(len(key), key=key)).view(-1, *self.shape)
             with self.autocast():
                 return generate(self.denoiser(label, options, guide=guide), shape, key, options, callback, decode)
 

@@ -17,7 +17,7 @@ from fastgen.files.images import save_grid
 from fastgen.files.plots import SIGNALS, plot_values
 from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
-from fastgen.pixels import from_uint8, to_uint8
+from fastgen.pixels import signed_to_uint8, uint8_to_signed, unit_to_uint8
 from fastgen.runs.run import Run, make_diffusion
 
 ROWS = 8
@@ -92,17 +92,17 @@ def save_conditioned(path: Path, run: Run, images: Tensor) -> None:
     (N, C, H, W), N a multiple of 8."""
     assert run.condition is not None
     key = noise_key(0, noise_streams.CONDITION, 0, len(images), images.device)
-    seen = run.condition(from_uint8(images), key)
+    seen = run.condition(uint8_to_signed(images), key)
     with run.autocast():
         made = generate(run.denoiser(beside=seen), run.shape, key, Sampling())
-    rows = torch.stack([to_uint8(seen[:, : run.shape[0]]).unflatten(0, (-1, ROWS)), made.unflatten(0, (-1, ROWS))], dim=1)
+    rows = torch.stack([signed_to_uint8(seen[:, : run.shape[0]]).unflatten(0, (-1, ROWS)), made.unflatten(0, (-1, ROWS))], dim=1)
     save_grid(path, rows.flatten(0, 2), columns=ROWS)
 
 
 @torch.no_grad()
 def save_reconstructions(path: Path, vae: VariationalAutoencoder, images: Tensor) -> None:
     """Images in rows of eight, each row above what the VAE makes of it; images: uint8 (N, C, H, W), N a multiple of 8."""
-    decoded = (vae.decode(vae.encode(images)[0]) * 255).round().to(torch.uint8).view_as(images)
+    decoded = unit_to_uint8(vae.decode(vae.encode(images)[0])).view_as(images)
     rows = torch.stack([images.unflatten(0, (-1, ROWS)), decoded.unflatten(0, (-1, ROWS))], dim=1)
     save_grid(path, rows.flatten(0, 2), columns=ROWS)
 

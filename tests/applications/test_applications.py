@@ -15,7 +15,7 @@ from fastgen.diffusion.conditions import Beside, Hole, LowResolution, random_rec
 from fastgen.diffusion.samplers import SAMPLERS, ddim, ddpm, uniform_times
 from fastgen.diffusion.schedules import SCHEDULES
 from fastgen.functional import at, noise_key, philox_normal
-from fastgen.pixels import from_uint8, to_uint8
+from fastgen.pixels import signed_to_uint8, uint8_to_signed
 from fastgen.training.train import train
 from tests.helpers import tiny_runs
 
@@ -174,7 +174,7 @@ def test_editing_noises_to_the_strength(run, monkeypatch):
     edit(run, x0, 0.6, steps=10, sampler="spy")
     (x, times), *_ = seen
     torch.testing.assert_close(times, torch.linspace(0.6, 0, 7))
-    assert (x - 0.4 * from_uint8(x0)).std() == pytest.approx(0.6, rel=0.05)
+    assert (x - 0.4 * uint8_to_signed(x0)).std() == pytest.approx(0.6, rel=0.05)
 
 
 # Upscaling, and models with a condition
@@ -242,9 +242,9 @@ def test_the_objective_shows_the_network_the_condition():
 
     net, x0, key = Net(), images(4), noise_key(0, samples=4)
     fastgen.DiffusionObjective(net, Diffusion("cosine", "v"), condition=LowResolution(2))(x0, key=key)
-    torch.testing.assert_close(net.seen, LowResolution(2)(from_uint8(x0), key))
+    torch.testing.assert_close(net.seen, LowResolution(2)(uint8_to_signed(x0), key))
     fastgen.DiffusionObjective(net, Diffusion("cosine", "v"), condition=Hole())(x0, key=key)
-    torch.testing.assert_close(net.seen, Hole()(from_uint8(x0), at(key, stream=fastgen.noise_streams.CONDITION)))
+    torch.testing.assert_close(net.seen, Hole()(uint8_to_signed(x0), at(key, stream=fastgen.noise_streams.CONDITION)))
 
 
 # Interpolating
@@ -276,7 +276,7 @@ def test_an_arc_keeps_the_length_and_has_its_ends():
 
 
 def test_an_interpolation_begins_at_a_and_ends_at_b(run):
-    a, b = to_uint8(from_uint8(images(2)) / 2)
+    a, b = signed_to_uint8(uint8_to_signed(images(2)) / 2)
     out = interpolate(run, a, b, 6, steps=200, label=3)
     assert (out.shape, out.dtype) == ((6, 1, 8, 8), torch.uint8)
     near = [(out[i].float() - x.float()).abs().mean() for i, x in ((0, a), (-1, b))]
