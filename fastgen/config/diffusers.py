@@ -1,10 +1,11 @@
-"""The configuration of a diffusers scheduler beside our own; free of torch, so that the command line answers at once."""
+"""What diffusers writes about its UNets and schedulers, read, and related to our configurations; free of torch, so that the
+command line answers at once."""
 
 from pathlib import Path
 from typing import Any
 
 from fastgen.config.files import plain, read_json
-from fastgen.config.schema import DiffusersConfig, DiffusionConfig
+from fastgen.config.schema import DiffusersConfig, DiffusionConfig, TrainConfig
 from fastgen.errors import expect, lookup
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
@@ -54,9 +55,15 @@ def prediction_of(scheduler: dict[str, Any]) -> Any:
     return lookup("scheduler.prediction_type", scheduler.get("prediction_type", "epsilon"), _PREDICTIONS)
 
 
-def scheduler_of(model: DiffusersConfig, diffusion: DiffusionConfig) -> dict[str, Any]:
-    """The scheduler that came with the model, or else the one that is its diffusion."""
-    return scheduler_for(diffusion) if model.scheduler is None else model.scheduler
+def scheduler_of(config: TrainConfig) -> dict[str, Any] | None:
+    """The scheduler's configuration of a UNet of diffusers: of the one that came with it, or of the one that is the diffusion of
+    the settings. None for a model of fastgen's own.
+
+    Raises ValueError where diffusers has no scheduler that is this diffusion."""
+    if not isinstance(config.model, DiffusersConfig):
+        return None
+    assert config.diffusion is not None  # TrainConfig has it for every UNet
+    return scheduler_for(config.diffusion) if config.model.scheduler is None else config.model.scheduler
 
 
 def scheduler_for(diffusion: DiffusionConfig) -> dict[str, Any]:

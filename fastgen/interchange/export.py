@@ -1,4 +1,4 @@
-"""A run's UNet as diffusers writes it."""
+"""`fastgen export`: a run's UNet as diffusers writes it."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ from fastgen.runs.run import load
 
 
 def export(path: Path, out: Path, *, step: int | None = None) -> None:
-    """Writes the averaged weights of a run and its scheduler into `out`, as unet/ and scheduler/ that diffusers loads.
+    """Writes the averaged weights of the run in `path`, and its scheduler, into `out`: unet/ and scheduler/ for diffusers.
 
-    Raises ValueError for a run of another model, and for a folder that holds something."""
+    step: the checkpoint's, the last one's when not given. Raises ValueError for a run of another model, and for an `out` that
+    holds something or cannot be written."""
     run = load(path, step=step, device="cpu")
     model = run.model
     expect("run", type(model).__name__, isinstance(model, DiffusersUNet), "one of a UNet of diffusers, as --init-from makes")

@@ -1,4 +1,9 @@
-"""From a configuration to its model, its diffusion and what the model is trained for."""
+"""From a configuration to its model, its diffusion and its objective.
+
+A checkpoint holds what is needed to build its model again without the training data: the name of a class in MODELS and its
+arguments, which `model_arguments` derives from the configuration and the data's shape, and the diffusion, see
+`describe_diffusion`.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +13,7 @@ from torch import nn
 
 from fastgen.config.diffusers import prediction_of, scheduler_of
 from fastgen.config.files import plain
-from fastgen.config.schema import ConvVAEConfig, DiffusersConfig, DiffusionConfig, TrainConfig, UNetConfig
+from fastgen.config.schema import ConvVAEConfig, DiffusersConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.diffusion.conditions import LowResolution, make_condition
 from fastgen.diffusion.objective import DiffusionObjective
 from fastgen.diffusion.process import Diffusion
@@ -24,28 +29,33 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "ConvVAE": ConvVAE,
     "DiffusersUNet": DiffusersUNet.from_config,
 }
-"""How a checkpoint names a model's class."""
+"""The model classes, by their names in checkpoints."""
 
 
 def make_model(description: dict[str, Any]) -> nn.Module:
-    """The model, with new weights, of a checkpoint's description: its `model`, a name in MODELS, and its `arguments`."""
+    """A model with new weights. description: a checkpoint's, with `model`, a name in MODELS, and `arguments`."""
     return MODELS[description["model"]](**description["arguments"])
 
 
 def make_diffusion(config: TrainConfig) -> Diffusion | None:
-    """The diffusion that a configuration asks for, None for a VAE."""
-    settings, model = config.diffusion, config.model
+    """The diffusion process of a configuration; None for a VAE.
+
+    Raises ValueError for settings that exclude each other, see `Diffusion`, and, where the UNet is diffusers', for a process that
+    diffusers has no scheduler of."""
+    settings, scheduler = config.diffusion, scheduler_of(config)
     if settings is None:
         return None
-    if isinstance(model, DiffusersConfig):
-        return Diffusion.from_scheduler(scheduler_of(model, settings), settings.weighting)
+    if scheduler is not None:
+        return Diffusion.from_scheduler(scheduler, settings.weighting)
     return Diffusion(settings.schedule, settings.prediction, settings.weighting)
+
+
 def make_objective(config: TrainConfig, model: nn.Module) -> nn.Module:
-    """What `model` is trained for."""
-    settings = config.diffusion
+    """The loss that `model`, the configuration's, is trained with: `VAEObjective` or `DiffusionObjective`. Raises ValueError as
+    `make_diffusion` does."""
     if isinstance(model, VariationalAutoencoder):
         return VAEObjective(model)
-    diffusion = make_diffusion(config)
+    settings, diffusion = config.diffusion, make_diffusion(config)
     assert settings is not None  # TrainConfig has them for every UNet
     assert diffusion is not None
     return DiffusionObjective(
@@ -59,70 +69,63 @@ def make_objective(config: TrainConfig, model: nn.Module) -> nn.Module:
     )
 
 
-def noising(config: TrainConfig) -> dict[str, Any] | None:
-    """What the output of a diffusion model cannot be read without."""
-    settings, model = config.diffusion, config.model
+def describe_diffusion(config: TrainConfig) -> dict[str, Any] | None:
+    """What a checkpoint says of the diffusion: what must be known to sample from the model, since its output has no meaning
+    without. None for a VAE."""
+    settings, scheduler = config.diffusion, scheduler_of(config)
     if settings is None:
         return None
-    named: dict[str, Any] = {"schedule": settings.schedule, "prediction": settings.prediction}
+    description: dict[str, Any] = {"schedule": settings.schedule, "prediction": settings.prediction}
     if settings.condition != "none":
-        named |= {"condition": settings.condition, "factor": settings.factor}
-    return named | {"scheduler": scheduler_of(model, settings)} if isinstance(model, DiffusersConfig) else named
+        description |= {"condition": settings.condition, "factor": settings.factor}
+    return description if scheduler is None else description | {"scheduler": scheduler}
 
 
-def model_arguments(
-    config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, network_shape: tuple[int, int] | None = None
-) -> tuple[str, dict[str, Any]]:
-    """The name in MODELS and the arguments of the model that a configuration asks for.
+def model_arguments(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None) -> tuple[str, dict[str, Any]]:
+    """The name in MODELS, and the arguments, of a configuration's model for data as the network takes them: images of `shape`
+    (C, H, W), or values (C, L). num_classes: None without labels.
 
-    shape: (C, H, W) of images. network_shape: (C, L) of values as the network takes them, None for images. Raises ValueError for
-    images, or values, that the model cannot take."""
-    if network_shape is None:
-        return _for_images(config, shape, num_classes)
-    return _for_values(config, network_shape, num_classes)
-
-
-def _for_images(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None) -> tuple[str, dict[str, Any]]:
-    """The model's class and arguments."""
-    channels, height, width = shape
-    model, arguments = config.model, plain(dataclasses.asdict(config.model))
-    if isinstance(model, UNetConfig):
-        _expect_multiples(model.patch * 2 ** (len(model.multipliers) - 1), height, width)
-        condition = make_condition(config.diffusion)
-        if isinstance(condition, LowResolution):
-            fits = height % condition.factor == width % condition.factor == 0
-            expect("diffusion.factor", condition.factor, fits, f"a divisor of the images' sides, {height}x{width}")
-        beside = 0 if condition is None else condition.channels(channels)
-        name, arguments = "UNet", arguments | {"in_channels": channels + beside, "num_classes": num_classes}
-        arguments |= {"out_channels": channels} if beside else {}
-    elif isinstance(model, DiffusersConfig):
-        assert config.diffusion is not None  # TrainConfig has it for every UNet
-        name, arguments = "DiffusersUNet", _diffusers_arguments(model, config.diffusion, shape, num_classes)
-        _expect_multiples(_multiple_of(model.unet), height, width)
-    elif isinstance(model, ConvVAEConfig):
-        if height != width:
-            raise ValueError(f"data: expected square images for a ConvVAE, got {height}x{width}; set data.size")
-        name, arguments = "ConvVAE", arguments | {"in_channels": channels, "image_size": height}
-    else:
-        name, arguments = "VAE", arguments | {"input_dim": channels * height * width}
-    return name, arguments
-
-
-def _expect_multiples(multiple: int, height: int, width: int) -> None:
-    if height % multiple or width % multiple:
-        raise ValueError(
-            f"data: expected sides that are multiples of {multiple}, which the model halves and halves again, "
-            f"got {height}x{width}; set data.size"
-        )
-
-
-def _for_values(config: TrainConfig, network_shape: tuple[int, int], num_classes: int | None) -> tuple[str, dict[str, Any]]:
-    """The class of the model that a configuration asks for, and its arguments. Raises ValueError for settings that are for
-    images."""
-    model, (channels, length) = config.model, network_shape
-    if not isinstance(model, UNetConfig):
-        kind = type(model).__name__.removesuffix("Config")
+    Raises ValueError for data that the model cannot take, and for settings that such data do not have."""
+    name, arguments = _ARGUMENTS[type(config.model)]
+    if len(shape) == 2 and name != "UNet":
+        kind = type(config.model).__name__.removesuffix("Config")
         raise ValueError(f"model: expected a UNet for values, got {kind}, which is for images")
+    return name, arguments(config, config.model, shape, num_classes)
+
+
+def is_own(config: TrainConfig) -> bool:
+    """Whether the model's layers are fastgen's, which are known not to wait for the GPU and to work on tensors without data;
+    diffusers' may do otherwise."""
+    return _ARGUMENTS[type(config.model)][0] != "DiffusersUNet"
+
+
+def refuses_labels(config: TrainConfig) -> bool:
+    """Whether labels given to the model would be an error: it is a UNet of diffusers without an embedding of classes."""
+    return isinstance(config.model, DiffusersConfig) and config.model.unet.get("num_class_embeds") is None
+
+
+# The arguments of each class: (config, config.model, shape, num_classes) -> arguments.
+
+
+def _unet(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
+    own = _for_images(config, model, shape) if len(shape) == 3 else _for_values(config, model, shape)
+    return plain(dataclasses.asdict(model)) | own | {"num_classes": num_classes}
+
+
+def _for_images(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...]) -> dict[str, Any]:
+    channels, height, width = shape
+    _expect_multiples(_multiple(model), height, width)
+    condition = make_condition(config.diffusion)
+    if isinstance(condition, LowResolution):
+        fits = height % condition.factor == width % condition.factor == 0
+        expect("diffusion.factor", condition.factor, fits, f"a divisor of the images' sides, {height}x{width}")
+    if condition is None:
+        return {"in_channels": channels}
+    return {"in_channels": channels + condition.channels(channels), "out_channels": channels}
+
+
+def _for_values(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...]) -> dict[str, Any]:
+    channels, length = shape
     assert config.diffusion is not None  # TrainConfig has it for every UNet
     for name, value, off in (
         ("data.flip", config.data.flip, False),
@@ -134,37 +137,58 @@ def _for_values(config: TrainConfig, network_shape: tuple[int, int], num_classes
         levels, patch = len(model.multipliers), model.patch
         expect("model.multipliers", model.multipliers, levels == 1, "one level for the rows of a table, which have length 1")
         expect("model.patch", patch, patch == 1, "1 for the rows of a table, which have length 1")
-    multiple = model.patch * 2 ** (len(model.multipliers) - 1)
+    multiple = _multiple(model)
     expect("data", length, length % multiple == 0, f"a length that is a multiple of {multiple}, which the model halves")
-    # Of a single position attention is but a linear layer.
-    own = {"in_channels": channels, "num_classes": num_classes, "dims": 1, "mid_attention": length > 1}
-    return "UNet", plain(dataclasses.asdict(model)) | own
+    # Attention over a single position is a linear layer: it is left out.
+    return {"in_channels": channels, "dims": 1, "mid_attention": length > 1}
 
 
-def _diffusers_arguments(
-    model: DiffusersConfig, diffusion: DiffusionConfig, shape: tuple[int, ...], num_classes: int | None
-) -> dict[str, Any]:
-    """What `DiffusersUNet.from_config` builds the network from.
+def _vae(config: TrainConfig, model: VAEConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
+    channels, height, width = shape
+    return plain(dataclasses.asdict(model)) | {"input_dim": channels * height * width}
 
-    Raises ValueError for images that it cannot take, or settings that are not those of its scheduler."""
-    unet, scheduler = model.unet, scheduler_of(model, diffusion)
+
+def _conv_vae(config: TrainConfig, model: ConvVAEConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
+    channels, height, width = shape
+    if height != width:
+        raise ValueError(f"data: expected square images for a ConvVAE, got {height}x{width}; set data.size")
+    return plain(dataclasses.asdict(model)) | {"in_channels": channels, "image_size": height}
+
+
+def _diffusers(config: TrainConfig, model: DiffusersConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
+    unet, diffusion, scheduler = model.unet, config.diffusion, scheduler_of(config)
+    assert diffusion is not None  # TrainConfig has it for every UNet
+    assert scheduler is not None
     check_unet(unet)
-    prediction = prediction_of(scheduler)
+    prediction, channels = prediction_of(scheduler), unet.get("in_channels")
     expect("diffusion.prediction", diffusion.prediction, diffusion.prediction == prediction, f"{prediction}, as the scheduler's")
     expect("init_from", unet["_class_name"], not needs_context(unet), "a UNet without cross-attention: images have no context")
-    _expect_channels(unet, shape)
+    expect("data", shape[0], shape[0] == channels, f"images of {channels} channels, as the UNet's in_channels; set data.channels")
     _expect_labels(unet, num_classes, diffusion.label_dropout)
+    if unet["_class_name"] == "UNet2DModel":  # the others take any size
+        _expect_multiples(2 ** (len(unet.get("block_out_channels", ())) - 1), *shape[1:])
     return {"unet": unet, "scheduler": scheduler, "num_classes": num_classes}
 
 
-def _multiple_of(unet: dict[str, Any]) -> int:
-    """What the sides of images must be multiples of: every level but the last halves them."""
-    return 2 ** (len(unet.get("block_out_channels", ())) - 1) if unet["_class_name"] == "UNet2DModel" else 1
+_ARGUMENTS: dict[type, tuple[str, Callable[..., dict[str, Any]]]] = {
+    UNetConfig: ("UNet", _unet),
+    VAEConfig: ("VAE", _vae),
+    ConvVAEConfig: ("ConvVAE", _conv_vae),
+    DiffusersConfig: ("DiffusersUNet", _diffusers),
+}
 
 
-def _expect_channels(unet: dict[str, Any], shape: tuple[int, ...]) -> None:
-    channels = unet.get("in_channels")
-    expect("data", shape[0], shape[0] == channels, f"images of {channels} channels, as the UNet's in_channels; set data.channels")
+def _multiple(model: UNetConfig) -> int:
+    """What the sides of its input must be multiples of: patches, halved at every level but the last."""
+    return model.patch * 2 ** (len(model.multipliers) - 1)
+
+
+def _expect_multiples(multiple: int, height: int, width: int) -> None:
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"data: expected sides that are multiples of {multiple}, which the model halves and halves again, "
+            f"got {height}x{width}; set data.size"
+        )
 
 
 def _expect_labels(unet: dict[str, Any], num_classes: int | None, label_dropout: float) -> None:

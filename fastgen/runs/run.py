@@ -23,7 +23,7 @@ from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS
 from fastgen.errors import expect, lookup
 from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
-from fastgen.models.build import make_diffusion, make_model, model_arguments, noising
+from fastgen.models.build import describe_diffusion, make_diffusion, make_model, model_arguments
 from fastgen.pixels import signed_to_uint8, unit_to_uint8
 from fastgen.runs import checkpoint
 
@@ -113,9 +113,9 @@ class Run:
         if (needed == "none") != (beside is None):
             raise ValueError(f"run: {str(self.path)!r} is of a model with the condition {needed!r}: see diffusion.condition")
         if guide is not None:
-            same = (guide.shape, guide.values, noising(guide.config)) == (self.shape, self.values, noising(self.config))
+            given, own = ((run.shape, run.values, describe_diffusion(run.config)) for run in (guide, self))
             kind = "images" if self.values is None else "values"
-            expect("guide", str(guide.path), same, f"a run with the {kind} and the diffusion of {str(self.path)!r}")
+            expect("guide", str(guide.path), given == own, f"a run with the {kind} and the diffusion of {str(self.path)!r}")
         net, weak = self.model, None if guide is None else guide.model
         if beside is not None:
             net, weak = Beside(net, beside), None if weak is None else Beside(weak, beside)
@@ -162,7 +162,7 @@ def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> 
     folder = find_checkpoint(path, step)
     where = resolve_device(device)
     description = checkpoint.load_document(folder, "config")
-    trained, given = description.get("diffusion"), noising(config)
+    trained, given = description.get("diffusion"), describe_diffusion(config)
     expect(f"{path / 'config.yaml'}: diffusion", given, given == trained, f"{trained}, as in the checkpoint")
     model = make_model(description)
     model.load_state_dict(checkpoint.load_tensors(folder, "ema"))
@@ -205,6 +205,6 @@ def describe(
     and what its output means.
 
     Raises ValueError for images, or values, that the model cannot take."""
-    name, arguments = model_arguments(config, shape, num_classes, None if values is None else values.network_shape)
+    name, arguments = model_arguments(config, shape if values is None else values.network_shape, num_classes)
     data = {"shape": list(shape), "classes": classes, "values": to_document(values)}
-    return {"model": name, "arguments": arguments, **data, "diffusion": noising(config)}
+    return {"model": name, "arguments": arguments, **data, "diffusion": describe_diffusion(config)}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastgen.config.schema import DiffusersConfig, TrainConfig
+from fastgen.config.schema import TrainConfig
 from fastgen.data import ImageDataset, open_dataset
 from fastgen.data.held_out import open_held_out
 from fastgen.data.indexed import IndexedDataset
@@ -10,6 +10,7 @@ from fastgen.data.standardized import Standardized
 from fastgen.data.units import Values, measure
 from fastgen.data.unlabelled import Unlabelled
 from fastgen.errors import expect
+from fastgen.models.build import refuses_labels
 from fastgen.runs.run import find_values
 
 
@@ -24,6 +25,6 @@ def open_training_data(config: TrainConfig, run: Path | None = None) -> tuple[Im
     if isinstance(data, IndexedDataset) and data.kind == "values":
         values = (find_values(run) if run else None) or measure(data)
         data, held_out = Standardized(data, values), None if held_out is None else Standardized(held_out, values)
-    if isinstance(config.model, DiffusersConfig) and config.model.unet.get("num_class_embeds") is None:
+    if refuses_labels(config):
         data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     return data, held_out, values

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastgen.config.schema import DiffusersConfig, TrainConfig
+from fastgen.config.schema import TrainConfig
 from fastgen.data.units import Values
 from fastgen.device import autocast, cast
 from fastgen.errors import expect
 from fastgen.functional import noise_key
-from fastgen.models.build import make_model, make_objective
+from fastgen.models.build import is_own, make_model, make_objective
 from fastgen.runs.run import describe
 from fastgen_kernels.dispatch import on_fake_tensors
 
@@ -44,8 +44,7 @@ def footprint(
     precision: "fp32", "bf16", "bf16_weights" or "fp16", autocast as it is on a CPU, which casts nearly as CUDA's does. Raises
     ValueError for images that the model cannot take, and for a UNet of diffusers, which cannot be built without data.
     """
-    ours = not isinstance(config.model, DiffusersConfig)
-    expect("model", type(config.model).__name__, ours, "a model of fastgen's own")
+    expect("model", type(config.model).__name__, is_own(config), "a model of fastgen's own")
     description = describe(config, shape, num_classes, None if num_classes is None else [""] * num_classes, values)
     samples = config.batch_size // config.accumulation
     with FakeTensorMode(allow_non_fake_inputs=True), on_fake_tensors():

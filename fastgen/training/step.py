@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from fastgen.config.schema import DiffusersConfig, TrainConfig
+from fastgen.config.schema import TrainConfig
 from fastgen.device import autocast, resolve_precision
 from fastgen.errors import expect
+from fastgen.models.build import is_own
 from fastgen.training.ranks import world
 from fastgen.training.sharding import accumulating
 
@@ -79,7 +80,7 @@ def _obstacle(config: TrainConfig, device: torch.device) -> str | None:
         return "the device is no GPU"
     if world() > 1:
         return "several ranks exchange gradients, which is not captured"
-    if isinstance(config.model, DiffusersConfig):
+    if not is_own(config):
         return "the UNet is not fastgen's own, and may wait for the host"
     if getattr(config.model, "checkpointing", False):
         return "checkpointing saves the generators' state on the host"

@@ -23,8 +23,7 @@ from fastgen.data.augment import augment
 from fastgen.device import cast, place, resolve_device, resolve_precision
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
-from fastgen.interchange.init_from import starting_from
-from fastgen.interchange.weights import load_weights
+from fastgen.interchange.init_from import load_weights, starting_from
 from fastgen.models.build import make_model, make_objective
 from fastgen.optim import AdamWEMA
 from fastgen.runs.run import describe

@@ -112,7 +112,7 @@ def test_a_graph_is_fed_copies_and_gives_copies(warm_up, monkeypatch):
 )
 def test_where_a_step_can_be_a_graph(model, settings, device, ranks, reason, monkeypatch):
     pytest.importorskip("tyro")
-    from fastgen import config
+    from fastgen.config import schema as config
 
     monkeypatch.setattr("fastgen.training.step.world", lambda: ranks)
     diffusion = None if model == "VAEConfig" else config.DiffusionConfig()
