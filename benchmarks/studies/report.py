@@ -1,10 +1,11 @@
-"""docs/training.md and docs/training.png, of the record that benchmarks.studies.training keeps:
+"""docs/training.md and docs/training.png of the record that benchmarks.studies.training made:
 
     python -m benchmarks.studies.report
 
 writes both again.
 """
 
+import argparse
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import scipy.stats
 
+from benchmarks.harness.environment import ROOT
 from benchmarks.report.report import markdown
 from proof.record import read_json, write
 
-RECORD = Path(__file__).parent / "results" / "training.json"
-DOCS = Path(__file__).parents[2] / "docs"
+RECORD = ROOT / "benchmarks" / "results" / "training.json"
+DOCS = ROOT / "docs"
 TIMES = {"uniform t": "uniform", "stratified t": "stratified", "low-discrepancy t": "low_discrepancy"}
 COMPARED = {"stratified t": "uniform t", "low-discrepancy t": "uniform t", "min-SNR": "uniform t", "v, min-SNR": "v"}
 AVERAGED = ("uniform t", "constant lr")
@@ -206,5 +208,11 @@ long on this CPU. What is kept for backward, in fp32, as `fastgen.training.footp
 """
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.report", description=__doc__.partition(":\n")[0])
+    parser.parse_args(arguments)
     report(read_json(RECORD, None), DOCS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,12 @@
-"""`python -m benchmarks.studies.samplers`: the orders of convergence of the samplers, measured, and their quality against steps.
+"""The orders of convergence of the samplers, measured, and the quality of their samples against the number of steps:
 
-Writes docs/samplers.md, a table, and docs/samplers.png, a plot, in about a minute on one core. Both are of mixtures of Gaussians,
-whose ideal denoiser, probability flow and distribution are known (benchmarks/studies/oracles.py).
+    python -m benchmarks.studies.samplers
+
+writes docs/samplers.md, a table, and docs/samplers.png, a plot, in about a minute on one core. The data are mixtures of
+Gaussians, whose ideal denoiser, probability flow and distribution are known (benchmarks/studies/oracles.py).
 """
 
+import argparse
 import functools
 import math
 from collections.abc import Sequence
@@ -13,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.harness.environment import ROOT
 from benchmarks.studies.oracles import DATA, IdealDenoiser, Mixture, flow, marginal
 from fastgen.diffusion.samplers import SAMPLERS, karras_times
 from fastgen.diffusion.schedules import SCHEDULES
@@ -38,7 +42,7 @@ SOLVERS = {
     "unipc": Solver("unipc", {}, 3),
     "unipc, order 3": Solver("unipc", {"order": 3}, 3),
 }
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
 @functools.cache
@@ -162,7 +166,9 @@ t = 1 to t = 0. Heun evaluates the denoiser twice a step. The dotted line is wha
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.samplers", description=__doc__.partition(":\n")[0])
+    parser.parse_args(arguments)
     torch.set_num_threads(1)
     lines = "\n".join(table())
     print(lines)

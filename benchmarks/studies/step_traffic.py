@@ -9,7 +9,7 @@ bf16, with weights that autocast casts and with those of precision bf16_weights,
 CPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from fastgen.device import cast
 from fastgen.functional import noise_key
 from fastgen.models.diffusers_unet import DiffusersUNet
 from fastgen.optim import AdamWEMA
-from fastgen.training.train import train_step
+from fastgen.training.step import train_step
 from fastgen_kernels.dispatch import on_fake_tensors
 
 PARTS = PRODUCTS, NETWORK, LOSS, OPTIMIZER = "convolutions, products", "the network's others", "noise, loss", "clip, AdamW, EMA"
@@ -155,5 +155,12 @@ def table(found: list[Row]) -> list[str]:
     return markdown(["a step's operations, GB", *PARTS, "in all"], cells)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    def find() -> list[Row]:
+        return [row for name in STEPS for row in rows(name)]
+
+    command("python -m benchmarks.studies.step_traffic", __doc__, arguments, find, table)
+
+
 if __name__ == "__main__":
-    command("python -m benchmarks.studies.step_traffic", __doc__, lambda: [row for name in STEPS for row in rows(name)], table)
+    main()

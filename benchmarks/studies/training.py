@@ -1,16 +1,19 @@
-"""`python -m benchmarks.studies.training`: what it buys to draw t evenly, to weight by min-SNR, to average weights and to
-recompute activations, on the 8x8 digits, over several seeds.
+"""Four ways to train more efficiently, measured on the 8x8 digits:
 
-Writes docs/training.md, a table for each question, docs/training.png, a plot, and benchmarks/results/training.json, every number
-behind them, in about five minutes of two cores.
+    python -m benchmarks.studies.training
+
+compares stratified sampling of t, min-SNR weights, averages of the weights and recomputed activations over several seeds. It
+writes docs/training.md, a table for each, docs/training.png, a plot, and benchmarks/results/training.json, every number behind
+them, in about five minutes of two cores.
 """
 
+import argparse
 import copy
 import functools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,7 +32,7 @@ from fastgen.diffusion.samplers import dpmpp_2m, uniform_times
 from fastgen.functional import noise_key, philox_normal
 from fastgen.optim import constant, power
 from fastgen.training.footprint import footprint
-from fastgen.training.train import learning_rate, train_step
+from fastgen.training.step import learning_rate, train_step
 from fastgen_kernels.adamw_ema import decay_at
 from proof.record import read_json, write_json
 
@@ -227,7 +230,9 @@ def run(size: Size, over: Callable[..., Iterable[Any]] = map) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.training", description=__doc__.partition(":\n")[0])
+    parser.parse_args(arguments)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         write_json(RECORD, run(Size(), pool.map))
     report(read_json(RECORD, None), DOCS)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,17 @@ def test_restore():
     assert torch.equal(model(X), expected)
     assert all(parameter.is_contiguous() for parameter in model.parameters())
     fastgen.restore(model)  # nothing to undo
+
+
+def test_a_pickle_from_before_the_rooms_is_optimized_still_and_can_be_restored():
+    """Of commit cc0d5e1: torch.save of {"model": an nn.Sequential in channels_last, "x", "expected"}."""
+    saved = torch.load(Path(__file__).parent / "data" / "optimized_before_rooms.pt", weights_only=False)
+    model = saved["model"]
+    assert [type(module).mixin.__name__ for module in (model[1], model[2])] == ["Sequential", "GroupNorm"]
+    torch.testing.assert_close(model(saved["x"]), saved["expected"])
+    fastgen.restore(model)
+    assert [type(module) for module in (model[1], model[2])] == [nn.Sequential, nn.GroupNorm]
+    torch.testing.assert_close(model(saved["x"]), saved["expected"])
 
 
 def test_hooks_and_replaced_forwards_are_left():

@@ -206,6 +206,6 @@ def test_volumes_one_pixel_deep_are_pictures():
     torch.testing.assert_close(deep(x[:, :, None], t)[:, :, 0], flat(x, t))
 
 
-def test_diffusion_model_is_the_textbooks():
+def test_diffusion_model_keeps_the_shape():
     x = torch.randn(2, 3, 28, 28)
     assert DiffusionModel(3)(x, torch.rand(2)).shape == x.shape

@@ -25,7 +25,7 @@ def images(n=6):
     return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_textbooks_layers():
+def test_the_layers_of_the_mlp_vae():
     vae = VAE(784, 20)
     assert [tuple(p.shape) for p in vae.state_dict().values()] == [
         (512, 784),
@@ -58,7 +58,7 @@ def test_reparameterize_draws_from_the_posterior():
     assert abs(z.std() - 0.5) < 0.02
 
 
-def test_elbo_is_the_textbooks_formula_in_fp64(vae):
+def test_elbo_is_its_formula_in_fp64(vae):
     vae, x, key = vae.double(), images(), noise_key(3, samples=6)
     mu, logvar = vae.encode(x.double() / 255)
     z = mu + (logvar / 2).exp() * philox_normal(mu.shape, key, dtype=torch.float64)
