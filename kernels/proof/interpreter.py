@@ -4,16 +4,19 @@ TRITON_INTERPRET=1 has to be set before the kernels are imported. All hooks are 
 """
 
 import itertools
+import math
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
 import triton
 from triton._C.libtriton.ir import MEM_SEMANTIC
+from triton.language import core
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, interpreter_builder
 
@@ -86,17 +89,25 @@ def recorded() -> Iterator[Log]:
         yield log
 
 
-@contextmanager
-def shuffled(seed: int) -> Iterator[None]:
+def shuffled(seed: int) -> AbstractContextManager[None]:
     """The programs of each launch run in a random order, the same for the same seed."""
+    return _ordered_by(random.Random(seed).shuffle)
+
+
+def backwards() -> AbstractContextManager[None]:
+    """The programs of each launch run from the last to the first."""
+    return _ordered_by(list.reverse)
+
+
+@contextmanager
+def _ordered_by(reorder: Callable[[list[tuple[int, ...]]], None]) -> Iterator[None]:
     _require_interpreter()
-    rng = random.Random(seed)
     order: Iterator[tuple[int, ...]] = iter(())
 
     def set_grid_dim(*grid):
         nonlocal order
         programs = list(itertools.product(*map(range, grid)))
-        rng.shuffle(programs)
+        reorder(programs)
         order = iter(programs)
         return original_dim(*grid)
 
@@ -144,22 +155,84 @@ def last_program() -> Iterator[None]:
 
 
 def quicken() -> None:
-    """For the rest of the process, the interpreter replaces triton.language's functions once a launch for each module whose
-    functions are called. It does so again on each call, which is a fifth of the time that our kernels take in it."""
+    """For the rest of the process, the interpreter does what it did with less than half of the work:
 
+    - it replaces triton.language's functions once a launch for each module whose functions are called, not on each call;
+    - it leaves out the arithmetic that looks for overflows of integers: the assertion on its result is off without debug;
+    - it makes the type and the shape of blocks once for each dtype and shape, and finds out at once that a dtype equals itself.
+    """
+    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+    _replace_functions_once()
+    _make_types_once()
+
+
+def _replace_functions_once() -> None:
     def launch(executor, *args, **kwargs):
         done.clear()
         return call(executor, *args, **kwargs)
 
-    def replace(fn):
+    def replace_once(fn):
         if id(fn.__globals__) in done:
             return interpreter._LangPatchScope()
         done.add(id(fn.__globals__))
         return replace_all(fn)
 
+    def replace_function(module, name, function, builder, scope):
+        def called(*args, _semantic=None, **kwargs):
+            return function(*args, **kwargs, _semantic=interpreter.interpreter_semantic)
+
+        scope.set_attr(module, name, called)
+
     done: set[int] = set()
+    interpreter._patch_attr = replace_function
     call, replace_all = GridExecutor.__call__, interpreter._patch_lang
-    GridExecutor.__call__, interpreter._patch_lang = launch, replace
+    GridExecutor.__call__, interpreter._patch_lang = launch, replace_once
+
+
+def _make_types_once() -> None:
+    @cache
+    def shape_and_size(*shape):
+        return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(math.prod(shape))
+
+    def make_tensor(tensor, handle, type):
+        tensor.handle, tensor.type, tensor.dtype = handle, type, type.scalar
+        tensor.shape, tensor.numel = shape_and_size(*type.shape.values) if type.is_block() else scalar
+
+    def make_block(block, element_ty, shape):
+        key = element_ty.name, (*shape,)
+        if key not in blocks:
+            make_any_block(block, element_ty, shape)
+            blocks[key] = block.shape, block.numel, block.name
+        block.element_ty, (block.shape, block.numel, block.name) = element_ty, blocks[key]
+
+    def equal(dtype, other):
+        return dtype is other or equal_by_name(dtype, other)
+
+    def equal_shapes(shape, other):
+        plain = type(other) is list and all(type(size) is int for size in other)
+        return core.constexpr(shape.values == other) if plain else equal_tuples(shape, other)
+
+    def broadcast(left, right):
+        same = left.shape is right.shape  # made once, so of one size
+        return (left, right) if same else broadcast_any(left, right)
+
+    def numpy_dtype(dtype):
+        element = dtype.scalar
+        if element.is_ptr():
+            return np.dtype(np.uint64)
+        if element.name not in numpy_dtypes:
+            numpy_dtypes[element.name] = find_numpy_dtype(element)
+        return numpy_dtypes[element.name]
+
+    blocks: dict[tuple[str, tuple[Any, ...]], tuple[tuple[int, ...], int, str]] = {}
+    numpy_dtypes: dict[str, np.dtype] = {}
+    scalar = shape_and_size()
+    make_any_block, find_numpy_dtype = core.block_type.__init__, interpreter._get_np_dtype
+    equal_by_name, equal_tuples = core.dtype.__eq__, core.tuple.__eq__
+    broadcast_any = interpreter.interpreter_semantic.broadcast_impl_value
+    core.tensor.__init__, core.block_type.__init__, interpreter._get_np_dtype = make_tensor, make_block, numpy_dtype
+    core.dtype.__eq__, core.tuple.__eq__ = equal, equal_shapes
+    interpreter.interpreter_semantic.broadcast_impl_value = broadcast
 
 
 def round_products_once() -> None:

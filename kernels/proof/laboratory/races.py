@@ -8,31 +8,34 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from proof.interpreter import Access, recorded, shuffled
+from proof.interpreter import Access, backwards, recorded, shuffled
 
 
-def assert_race_free(fn: Callable[[], Any]) -> None:
+def assert_race_free(fn: Callable[[], Any]) -> Any:
     """No two programs of a launch touch one byte, one of them writing, unless both do so by atomics or atomics order them.
+    Returns what fn returns.
 
     Two programs are ordered where the first, after its access, and the second, before its own, use an atomic on one
     address: so the last program to arrive at a counter may read what the others stored before they arrived.
     """
     with recorded() as log:
-        fn()
+        returned = fn()
     assert log.launches, "no kernel was launched"
     for _, launch in groupby(log, lambda access: access.launch):
         accesses = list(launch)
         for first, second in sorted(_conflicts(accesses)):
             assert _ordered(accesses, first, second), _describe(accesses[first], accesses[second])
+    return returned
 
 
-def assert_order_free(fn: Callable[[], Any], orders: int = 3) -> None:
-    """fn's results, tensors, are the same bit for bit in whatever order the programs run."""
-    in_order = tree_leaves(fn())
-    for seed in range(orders):
-        with shuffled(seed):
-            out_of_order = tree_leaves(fn())
-        for i, (x, y) in enumerate(zip(in_order, out_of_order, strict=True)):
+def assert_order_free(fn: Callable[[], Any], in_order: Any = None) -> None:
+    """fn's results, tensors, are the same bit for bit in whatever order the programs run: backwards, where of any two programs
+    the other comes first, and at random. in_order: the results in order, where they are known."""
+    in_order = fn() if in_order is None else in_order
+    for order in (backwards(), shuffled(0)):
+        with order:
+            out_of_order = fn()
+        for i, (x, y) in enumerate(zip(tree_leaves(in_order), tree_leaves(out_of_order), strict=True)):
             same = torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
             assert same, f"result {i} depends on the order in which the programs run"
 
