@@ -8,8 +8,8 @@ from fastgen_kernels.attention import attention, attention_qkv
 from fastgen_kernels.denoising_loss import denoising_loss
 from fastgen_kernels.diffusion_loss import diffusion_loss
 from fastgen_kernels.geglu import geglu
-from fastgen_kernels.group_norm import group_norm
-from fastgen_kernels.layer_norm import layer_norm
+from fastgen_kernels.group_norm import add_group_norm, group_norm
+from fastgen_kernels.layer_norm import add_layer_norm, layer_norm
 from fastgen_kernels.philox import at, fresh_key, noise_key, philox_normal, philox_uniform
 from fastgen_kernels.q_sample import q_sample
 from fastgen_kernels.reconstruction_nll import reconstruction_nll
@@ -19,6 +19,8 @@ from fastgen_kernels.timestep_embedding import timestep_embedding
 from fastgen_kernels.to_x0 import to_x0
 
 __all__ = [
+    "add_group_norm",
+    "add_layer_norm",
     "at",
     "attention",
     "attention_qkv",

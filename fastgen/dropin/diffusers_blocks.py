@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastgen.dropin.block import Block
 from fastgen.dropin.norms import is_group_norm, normalize, normalize_beside
 from fastgen.dropin.swap import overridden, plain
-from fastgen.functional import attention, attention_qkv, geglu, layer_norm
+from fastgen.functional import add_layer_norm, attention, attention_qkv, geglu
 from fastgen_kernels.layout import channels_last, like
 
 
@@ -176,12 +176,12 @@ class BasicTransformerBlock(Block):
                 **kwargs,
             )
         context = encoder_hidden_states if self.only_cross_attention else None
-        h, x = _layer_norm(self.norm1, x, skip=True)
+        h, x = _add_layer_norm(self.norm1, x, None)
         h = self.attn1(h, encoder_hidden_states=context, attention_mask=attention_mask, **options)
         if self.attn2 is not None:
-            h, x = _layer_norm(self.norm2, h, residual=x)
+            h, x = _add_layer_norm(self.norm2, h, x)
             h = self.attn2(h, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **options)
-        h, x = _layer_norm(self.norm3, h, residual=x)
+        h, x = _add_layer_norm(self.norm3, h, x)
         return self.ff(h) + x
 
 
@@ -200,8 +200,9 @@ class GEGLU(Block):
         return geglu(self.proj(hidden_states))
 
 
-def _layer_norm(module: Any, x: Tensor, **options: Any) -> Any:
-    return layer_norm(x, module.weight, module.bias, module.eps, **options)
+def _add_layer_norm(module: Any, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The norm of x + residual by an nn.LayerNorm, and the sum."""
+    return add_layer_norm(x, residual, module.weight, module.bias, module.eps)
 
 
 def _not_read(**norms: nn.Module) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastgen.dropin.swap import Swapped, overridden, plain, set_attribute, swap
-from fastgen.functional import group_norm
+from fastgen.functional import add_group_norm, group_norm
 
 
 def normalize(module: Any, x: Tensor, **options: Any) -> Tensor:
@@ -15,7 +15,7 @@ def normalize(module: Any, x: Tensor, **options: Any) -> Tensor:
 
 def normalize_beside(module: Any, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """The same, and x for what goes past the norm."""
-    return group_norm(x, module.num_groups, module.weight, module.bias, module.eps, skip=True, **options)
+    return add_group_norm(x, None, module.num_groups, module.weight, module.bias, module.eps, **options)
 
 
 class GroupNorm(Swapped, nn.GroupNorm):

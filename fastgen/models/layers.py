@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.functional import attention, attention_qkv, group_norm
+from fastgen.functional import add_group_norm, attention, attention_qkv
 from fastgen_kernels.group_norm import Activation
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -59,14 +59,14 @@ class Residual(NamedTuple):
 
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm with what surrounds it in a UNet fused: see `fastgen.functional.group_norm`."""
+    """nn.GroupNorm with what surrounds it in a UNet fused: see `fastgen.functional.add_group_norm`."""
 
     def forward(  # type: ignore[override]  # a Residual for a tensor
         self, h: Residual, *, activation: Activation | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The norm of h's sum, and the sum."""
         options: dict[str, Any] = {"activation": activation, "scale": scale, "shift": shift}
-        return group_norm(h.x, self.num_groups, self.weight, self.bias, self.eps, **options, residual=h.branch, skip=True)
+        return add_group_norm(h.x, h.branch, self.num_groups, self.weight, self.bias, self.eps, **options)
 
 
 class ResBlock(nn.Module):

@@ -1,14 +1,14 @@
 """Layer normalization, and the addition that comes before it in a transformer block:
 
-    y = (h - mean) / sqrt(var + eps) * weight + bias,   h = x + residual
+    y = (h - mean) / sqrt(var + eps) * weight + bias,   mean and biased variance over the last dimension
 
-    mean and biased variance over the last dimension
+    h = x in layer_norm, h = x + residual in add_layer_norm, which returns h beside y
 
 Source: Ba, Kiros & Hinton, arXiv:1607.06450, equation 4.
 """
 
 import math
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,89 +20,73 @@ from fastgen_kernels.layout import compute_dtype
 from fastgen_kernels.library import beside_input, define
 
 
-@overload
-def layer_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    residual: None = None,
-    skip: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def layer_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    residual: Tensor,
-    skip: bool = False,
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def layer_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    residual: Tensor | None = None,
-    skip: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-
-
-def layer_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    residual: Tensor | None = None,
-    skip: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """y = (x + residual - mean) · rstd · weight + bias, of x's shape and dtype, contiguous.
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """y = (x - mean) · rstd · weight + bias, of x's shape and dtype, contiguous.
 
     x: (..., C), any strides.
     weight, bias: (C,), 1 and 0 where absent.
-    residual: x's shape. With it the result is (y, x + residual), the sum with which the next block goes on.
-    skip: whether the result is (y, x) where there is no residual. What goes on with this x gives its gradient to the norm's
-        backward, which adds it in its own pass.
+    eps: is added to the variance.
 
-    All are floats. The statistics and the affine part are in fp32, in fp64 for fp64 x; x and residual are added in x's dtype.
-    Autocast has no effect.
+    All are float16, bfloat16, float32 or float64. The statistics and the affine part are in fp32, in fp64 for fp64 x. Autocast
+    has no effect.
 
-    Raises TypeError for dtypes that are not floats, ValueError for shapes that do not fit.
+    Raises TypeError for other dtypes, ValueError for shapes or devices that do not fit.
     """
-    check_float("layer_norm", x=x, weight=weight, bias=bias, residual=residual)
-    if x.dim() == 0:
-        raise ValueError("layer_norm: x must be (..., C), got a scalar")
-    check_shape("layer_norm", x.shape[-1:], "(C,)", weight=weight, bias=bias)
-    check_shape("layer_norm", x.shape, "of x", residual=residual)
-    check_device("layer_norm", x.device, "of x", weight=weight, bias=bias, residual=residual)
-
-    if use_triton(x) and _held(x.shape[-1], x.dtype):
-        if residual is None and skip:
-            return _layer_norm_beside_x(x, residual, weight, bias, eps)
-        y, total, _ = _layer_norm(x, residual, weight, bias, eps)
-        return y if residual is None else (y, total)
-    y, total = layer_norm_reference(x, weight, bias, eps, residual)
-    return (y, total) if skip or residual is not None else y
+    _check("layer_norm", x, weight, bias)
+    if use_triton(x) and _fits_registers(x.shape[-1], x.dtype):
+        return _layer_norm(x, None, weight, bias, eps)[0]
+    return layer_norm_reference(x, weight, bias, eps)
 
 
-def layer_norm_reference(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None
+def add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """y, and the sum that it is the norm of."""
-    total = x if residual is None else (x + residual.to(x.dtype)).contiguous()
+    """(layer_norm(x + residual), x + residual): what a block normalizes, and what its skip connection goes on with.
+
+    residual: x's shape, float; it is added in x's dtype, and the sum is contiguous. None stands for 0: the sum is then x itself.
+
+    The gradient of the sum is added in the pass that makes x's gradient through the norm, not in one of its own. Everything else
+    is as in layer_norm.
+
+    Raises TypeError and ValueError as layer_norm does, and ValueError for a residual of another shape or device.
+    """
+    _check("add_layer_norm", x, weight, bias)
+    check_float("add_layer_norm", residual=residual)
+    check_shape("add_layer_norm", x.shape, "of x", residual=residual)
+    check_device("add_layer_norm", x.device, "of x", residual=residual)
+    if use_triton(x) and _fits_registers(x.shape[-1], x.dtype):
+        if residual is None:
+            return _layer_norm_beside_x(x, None, weight, bias, eps)
+        return _layer_norm(x, residual, weight, bias, eps)[:2]
+    return add_layer_norm_reference(x, residual, weight, bias, eps)
+
+
+def _check(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raise for what both ops do not take."""
+    check_float(op, x=x, weight=weight, bias=bias)
+    if x.dim() == 0:
+        raise ValueError(f"{op}: x must be (..., C), got a scalar")
+    check_shape(op, x.shape[-1:], "(C,)", weight=weight, bias=bias)
+    check_device(op, x.device, "of x", weight=weight, bias=bias)
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) · weight + bias over the last dimension of x (..., C), in x's dtype, contiguous.
+
+    weight, bias: (C,). All floats; the norm is in fp32, in fp64 for fp64 x. Arguments have passed layer_norm's checks.
+    """
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return _normalize(total, weight, bias, eps), total
-    return _normalize(total, weight, bias, eps), total
+            return _normalize(x, weight, bias, eps)
+    return _normalize(x, weight, bias, eps)
+
+
+def add_layer_norm_reference(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm_reference(h, ...), h), h = x + residual in x's dtype, contiguous; x itself without a residual."""
+    total = x if residual is None else (x + residual.to(x.dtype)).contiguous()
+    return layer_norm_reference(total, weight, bias, eps), total
 
 
 def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -119,7 +103,7 @@ def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return F.layer_norm(h, x.shape[-1:], weight, bias, eps).to(x.dtype).contiguous()
 
 
-def _held(c: int, dtype: torch.dtype) -> bool:
+def _fits_registers(c: int, dtype: torch.dtype) -> bool:
     """Whether the registers of one program hold a row in backward, without spills: fewer where it is read element by element."""
     return c <= 8192 // (4 if dtype == torch.float64 else 1) // (2 if c % 8 else 1)
 

@@ -14,7 +14,6 @@ from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, lik
 from fastgen_kernels.library import define
 from fastgen_kernels.philox import philox_normal
 from fastgen_kernels.q_sample import laid_out
-from fastgen_kernels.to_x0 import check_step
 
 
 def sampler_step(
@@ -24,7 +23,6 @@ def sampler_step(
     *,
     previous: Tensor | None = None,
     key: Tensor | None = None,
-    step: Tensor | None = None,
 ) -> Tensor:
     """x_next = a·x + b·x0_hat + c·previous + s·noise, of x's shape, dtype and memory format.
 
@@ -33,8 +31,6 @@ def sampler_step(
     coefficients: (4,) float on x's device: a, b, c, s; fp32 or better. They are not read on the host.
     previous: x's shape, the last step's x0_hat; without it there is no c term.
     key: int64 (N, 4), from which standard normal noise is drawn; without it there is no s term.
-    step: a scalar int64 tensor on x's device. With it coefficients is a table (T, 4), of which row `step` is taken. It is not
-        read on the host, nor checked: a CUDA graph with it, and with the key at(key, step=step), may be replayed as it counts up.
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
@@ -43,28 +39,20 @@ def sampler_step(
     check_float("sampler_step", x=x, x0_hat=x0_hat, coefficients=coefficients, previous=previous)
     check_batched("sampler_step", x=x)
     check_shape("sampler_step", x.shape, "of x", x0_hat=x0_hat, previous=previous)
-    if step is None:
-        check_shape("sampler_step", (4,), "(a, b, c, s)", coefficients=coefficients)
-    else:
-        check_step("sampler_step", step)
-        check_shape("sampler_step", (coefficients.numel() // 4, 4), "(T, 4)", coefficients=coefficients)
+    check_shape("sampler_step", (4,), "(a, b, c, s)", coefficients=coefficients)
     if key is not None:
         check_key("sampler_step", key, x.shape[0])
-    check_device(
-        "sampler_step", x.device, "of x", x0_hat=x0_hat, coefficients=coefficients, previous=previous, key=key, step=step
-    )
+    check_device("sampler_step", x.device, "of x", x0_hat=x0_hat, coefficients=coefficients, previous=previous, key=key)
 
     if use_triton(x) and not coefficients.requires_grad:  # for which the kernel has no gradient
-        return _sampler_step(x, x0_hat, coefficients, previous, key, step)
-    return sampler_step_reference(x, x0_hat, coefficients, previous, key, step)
+        return _sampler_step(x, x0_hat, coefficients, previous, key)
+    return sampler_step_reference(x, x0_hat, coefficients, previous, key)
 
 
 def sampler_step_reference(
-    x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None, step: Tensor | None
+    x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None
 ) -> Tensor:
     compute = compute_dtype(x.dtype)
-    if step is not None:
-        coefficients = coefficients.index_select(0, step.view(1))[0]
     a, b, c, s = coefficients.to(compute).unbind()
     x_next = a * x.to(compute) + b * x0_hat.to(compute)
     if previous is not None:
@@ -90,13 +78,13 @@ def _fake_forward(x: Tensor, *arguments: Any) -> Tensor:
     return empty_like(x)
 
 
-def _fake_backward(grad: Tensor, coefficients: Tensor, step: Tensor | None, *dtypes: Any) -> tuple[Tensor, ...]:
+def _fake_backward(grad: Tensor, coefficients: Tensor, *dtypes: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, x0_hat, coefficients, previous, _, step = inputs
-    ctx.save_for_backward(coefficients, step)
+    x, x0_hat, coefficients, previous, _ = inputs
+    ctx.save_for_backward(coefficients)
     ctx.dtypes = x.dtype, x0_hat.dtype, None if previous is None else previous.dtype
     ctx.channels_last = channels_last(x)
 
@@ -106,17 +94,17 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
     grads = _sampler_step_backward(laid_out(grad, ctx.channels_last), *ctx.saved_tensors, *dtypes)
     dx, dx0_hat, dprevious = (grad if need else None for grad, need in zip(grads, needed, strict=True))
-    return dx, dx0_hat, None, dprevious, None, None
+    return dx, dx0_hat, None, dprevious, None
 
 
 _sampler_step_backward = define(
-    "sampler_step_backward(Tensor grad, Tensor coefficients, Tensor? step, ScalarType? x, ScalarType? x0_hat,"
+    "sampler_step_backward(Tensor grad, Tensor coefficients, ScalarType? x, ScalarType? x0_hat,"
     " ScalarType? previous) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
 _sampler_step = define(
-    "sampler_step(Tensor x, Tensor x0_hat, Tensor coefficients, Tensor? previous, Tensor? key, Tensor? step) -> Tensor",
+    "sampler_step(Tensor x, Tensor x0_hat, Tensor coefficients, Tensor? previous, Tensor? key) -> Tensor",
     _forward,
     _fake_forward,
     setup_context=_setup_context,

@@ -12,21 +12,19 @@ from fastgen_kernels.q_sample_triton import elements, flat, in_order, rounded
 
 
 @triton.jit
-def load_coefficients(ptr, strides, step_ptr, COMPUTE: tl.constexpr):
-    """a, b, c and s: of row `step`, where there is one."""
-    if step_ptr is not None:
-        ptr += tl.load(step_ptr) * strides[0]
+def load_coefficients(ptr, stride, COMPUTE: tl.constexpr):
+    """a, b, c and s."""
     a = tl.load(ptr).to(COMPUTE)
-    b = tl.load(ptr + strides[1]).to(COMPUTE)
-    c = tl.load(ptr + 2 * strides[1]).to(COMPUTE)
-    s = tl.load(ptr + 3 * strides[1]).to(COMPUTE)
+    b = tl.load(ptr + stride).to(COMPUTE)
+    c = tl.load(ptr + 2 * stride).to(COMPUTE)
+    s = tl.load(ptr + 3 * stride).to(COMPUTE)
     return a, b, c, s
 
 
 @triton.jit
 def forward_kernel(
     x_ptr, x_strides, x0_ptr, x0_strides, previous_ptr, previous_strides, key_ptr,
-    coefficients_ptr, coefficients_strides, step_ptr, x_next_ptr, x_next_strides, N, C, S, E, Q,
+    coefficients_ptr, coefficients_stride, x_next_ptr, x_next_strides, N, C, S, E, Q,
     COMPUTE: tl.constexpr, FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """x_next = a x + b x0_hat + c previous + s noise, without the terms whose pointers are None."""
@@ -35,7 +33,7 @@ def forward_kernel(
     j = tl.arange(0, BLOCKS)[None, :]
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
     Q = tl.cast(Q, tl.int64)
-    a, b, c, s = load_coefficients(coefficients_ptr, coefficients_strides, step_ptr, COMPUTE)
+    a, b, c, s = load_coefficients(coefficients_ptr, coefficients_stride, COMPUTE)
     if key_ptr is not None:
         normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
     for w in tl.static_range(4):
@@ -55,12 +53,12 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad_ptr, coefficients_ptr, coefficients_strides, step_ptr, dx_ptr, dx0_ptr, dprevious_ptr, N, E,
+    grad_ptr, coefficients_ptr, coefficients_stride, dx_ptr, dx0_ptr, dprevious_ptr, N, E,
     COMPUTE: tl.constexpr, SAMPLES: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     """dx = a grad, dx0_hat = b grad, dprevious = c grad; the pointer of one not wanted is None."""
     _, at, inside = elements(N, E, SAMPLES, ELEMENTS)
-    a, b, c, _ = load_coefficients(coefficients_ptr, coefficients_strides, step_ptr, COMPUTE)
+    a, b, c, _ = load_coefficients(coefficients_ptr, coefficients_stride, COMPUTE)
     grad = tl.load(grad_ptr + at, inside).to(COMPUTE)
     if dx_ptr is not None:
         tl.store(dx_ptr + at, rounded(a * grad, dx_ptr.dtype.element_ty), inside)
@@ -71,7 +69,7 @@ def backward_kernel(
 
 
 def forward(
-    x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None, step: Tensor | None
+    x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None
 ) -> Tensor:
     x_next = empty_like(x)
     if x.numel() == 0:
@@ -84,13 +82,13 @@ def forward(
     places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (previous is None)
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
-            *places, None if key is None else key.contiguous(), coefficients, (None, *coefficients.stride())[-2:], step,
+            *places, None if key is None else key.contiguous(), coefficients, coefficients.stride(0),
             out, out.stride(), **sizes, COMPUTE=TRITON_DTYPE[compute], **constants, num_warps=8 if wide else 4,
         )  # fmt: skip
     return x_next
 
 
-def backward(grad: Tensor, coefficients: Tensor, step: Tensor | None, *dtypes: torch.dtype | None) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, coefficients: Tensor, *dtypes: torch.dtype | None) -> tuple[Tensor, ...]:
     """The gradients of x, x0_hat and previous in the dtypes given; of no elements where None is."""
     grads = tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
     if grad.numel() == 0:
@@ -98,7 +96,7 @@ def backward(grad: Tensor, coefficients: Tensor, step: Tensor | None, *dtypes: t
     grid, arguments = flat(grad, compute_dtype(grad.dtype))
     with torch.cuda.device_of(grad):
         backward_kernel[grid](
-            like(grad, grad), coefficients, (None, *coefficients.stride())[-2:], step, *(y if y.numel() else None for y in grads),
+            like(grad, grad), coefficients, coefficients.stride(0), *(y if y.numel() else None for y in grads),
             **arguments,
         )  # fmt: skip
     return grads

@@ -30,7 +30,7 @@ def embedding_kernel(
         tl.store(row + 2 * HALF, 0.0, n < N)
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     out = torch.empty((len(t), dim), dtype=torch.float32, device=t.device)
     if len(t) == 0:
         return out
@@ -39,6 +39,6 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float) -> Tensor:
     with torch.cuda.device_of(t):
         embedding_kernel[(triton.cdiv(len(t), rows),)](
             out, t, t.stride(0), len(t), dim, dim // 2,
-            ODD=dim % 2 == 1, OCTAVES=math.log2(max_period), SPEED=2000 / math.pi, ROWS=rows, COLUMNS=columns,
+            ODD=dim % 2 == 1, OCTAVES=math.log2(10_000), SPEED=2000 / math.pi, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
     return out

@@ -8,7 +8,6 @@ arXiv:2206.00364, equation 7 (c_skip, c_out).
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastgen_kernels.checks import check_batched, check_device, check_float, check_shape
@@ -26,7 +25,6 @@ def to_x0(
     *,
     uncond: Tensor | None = None,
     guidance: float | Tensor = 1.0,
-    step: Tensor | None = None,
 ) -> Tensor:
     """The denoised sample, of x's shape, dtype and memory format.
 
@@ -35,8 +33,6 @@ def to_x0(
     c_skip, c_out: (N,) float, of the prediction at each sample's time; fp32 or better.
     uncond: out's shape, the network's output without the condition; where absent, guidance has no effect.
     guidance: a float, or (N,): 1 is the conditional output, 0 the unconditional one.
-    step: a scalar int64 tensor on x's device. With it c_skip and c_out are tables (T,), of which all samples take element `step`.
-        It is not read on the host, nor checked: a CUDA graph with it may be replayed as it counts up.
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
@@ -45,36 +41,23 @@ def to_x0(
     check_float("to_x0", out=out, x=x, c_skip=c_skip, c_out=c_out, uncond=uncond)
     check_batched("to_x0", x=x)
     check_shape("to_x0", x.shape, "of x", out=out, uncond=uncond)
-    if step is None:
-        check_shape("to_x0", x.shape[:1], "(N,)", c_skip=c_skip, c_out=c_out)
-    else:
-        check_step("to_x0", step)
-        check_shape("to_x0", (c_skip.numel(),), "(T,)", c_skip=c_skip, c_out=c_out)
+    check_shape("to_x0", x.shape[:1], "(N,)", c_skip=c_skip, c_out=c_out)
     if isinstance(guidance, Tensor):
         check_float("to_x0", guidance=guidance)
         check_shape("to_x0", x.shape[:1], "(N,)", guidance=guidance)
     scale, scales = (1.0, guidance) if isinstance(guidance, Tensor) else (guidance, None)
-    check_device("to_x0", x.device, "of x", out=out, c_skip=c_skip, c_out=c_out, uncond=uncond, guidance=scales, step=step)
+    check_device("to_x0", x.device, "of x", out=out, c_skip=c_skip, c_out=c_out, uncond=uncond, guidance=scales)
 
     # The kernel has no gradient for coefficients.
     if use_triton(x) and not any(c is not None and c.requires_grad for c in (c_skip, c_out, scales)):
-        return _to_x0(out, x, c_skip, c_out, uncond, *((1.0, None) if uncond is None else (scale, scales)), step)
-    return to_x0_reference(out, x, c_skip, c_out, uncond, guidance, step)
-
-
-def check_step(op: str, step: Tensor) -> None:
-    """Raise for a step that is not a scalar int64 tensor."""
-    if step.dtype != torch.int64:
-        raise TypeError(f"{op}: step must be int64, got {step.dtype}")
-    check_shape(op, (), "of a scalar", step=step)
+        return _to_x0(out, x, c_skip, c_out, uncond, *((1.0, None) if uncond is None else (scale, scales)))
+    return to_x0_reference(out, x, c_skip, c_out, uncond, guidance)
 
 
 def to_x0_reference(
-    out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, guidance: float | Tensor, step: Tensor | None
+    out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, guidance: float | Tensor
 ) -> Tensor:
     compute = compute_dtype(x.dtype)
-    if step is not None:
-        c_skip, c_out = (c.index_select(0, step.view(1)) for c in (c_skip, c_out))
     out = out.to(compute)
     if uncond is not None:
         uncond = uncond.to(compute)
@@ -105,8 +88,8 @@ def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    out, x, c_skip, c_out, uncond, ctx.scale, scales, step = inputs
-    ctx.save_for_backward(c_skip, c_out, scales, step)
+    out, x, c_skip, c_out, uncond, ctx.scale, scales = inputs
+    ctx.save_for_backward(c_skip, c_out, scales)
     ctx.dtypes = out.dtype, x.dtype, None if uncond is None else uncond.dtype
     ctx.channels_last = channels_last(x)
 
@@ -114,20 +97,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
     dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
-    c_skip, c_out, scales, step = ctx.saved_tensors
-    grads = _to_x0_backward(laid_out(grad, ctx.channels_last), c_skip, c_out, ctx.scale, scales, step, *dtypes)
+    c_skip, c_out, scales = ctx.saved_tensors
+    grads = _to_x0_backward(laid_out(grad, ctx.channels_last), c_skip, c_out, ctx.scale, scales, *dtypes)
     dout, dx, duncond = (grad if need else None for grad, need in zip(grads, needed, strict=True))
-    return dout, dx, None, None, duncond, None, None, None
+    return dout, dx, None, None, duncond, None, None
 
 
 _to_x0_backward = define(
-    "to_x0_backward(Tensor grad, Tensor c_skip, Tensor c_out, float scale, Tensor? scales, Tensor? step,"
+    "to_x0_backward(Tensor grad, Tensor c_skip, Tensor c_out, float scale, Tensor? scales,"
     " ScalarType? out, ScalarType? x, ScalarType? uncond) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
 _to_x0 = define(
-    "to_x0(Tensor out, Tensor x, Tensor c_skip, Tensor c_out, Tensor? uncond, float scale, Tensor? scales, Tensor? step)"
+    "to_x0(Tensor out, Tensor x, Tensor c_skip, Tensor c_out, Tensor? uncond, float scale, Tensor? scales)"
     " -> Tensor",
     _forward,
     _fake_forward,

@@ -14,12 +14,11 @@ from fastgen_kernels.q_sample_triton import elements, flat, in_order, rounded
 
 @triton.jit
 def load_coefficients(
-    n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE: tl.constexpr
+    n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, COMPUTE: tl.constexpr
 ):
-    """c_skip, c_out and guidance of the samples. c_skip and c_out are those of row `step`, where there is one."""
-    row = n if step_ptr is None else tl.full(n.shape, tl.load(step_ptr), tl.int64)
-    c_skip = tl.load(c_skip_ptr + row * c_skip_stride, n < N).to(COMPUTE)
-    c_out = tl.load(c_out_ptr + row * c_out_stride, n < N).to(COMPUTE)
+    """c_skip, c_out and guidance of the samples n."""
+    c_skip = tl.load(c_skip_ptr + n * c_skip_stride, n < N).to(COMPUTE)
+    c_out = tl.load(c_out_ptr + n * c_out_stride, n < N).to(COMPUTE)
     if scales_ptr is None:
         guidance = tl.full(n.shape, scale, COMPUTE)
     else:
@@ -30,7 +29,7 @@ def load_coefficients(
 @triton.jit
 def forward_kernel(
     out_ptr, out_strides, x_ptr, x_strides, uncond_ptr, uncond_strides,
-    c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale: tl.float64, scales_ptr, scales_stride, step_ptr,
+    c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale: tl.float64, scales_ptr, scales_stride,
     x0_ptr, x0_strides, N, C, S, E, Q,
     COMPUTE: tl.constexpr, FLAT: tl.constexpr, QUARTERS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +40,7 @@ def forward_kernel(
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCKS
     Q = tl.cast(Q, tl.int64)
     c_skip, c_out, scale = load_coefficients(
-        n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE
+        n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, COMPUTE
     )
     for w in tl.static_range(4):
         inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)
@@ -59,14 +58,14 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad_ptr, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale: tl.float64, scales_ptr, scales_stride, step_ptr,
+    grad_ptr, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale: tl.float64, scales_ptr, scales_stride,
     dout_ptr, dx_ptr, duncond_ptr, N, E,
     COMPUTE: tl.constexpr, SAMPLES: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     """dout = scale c_out grad, dx = c_skip grad, duncond = (1 - scale) c_out grad; the pointer of one not wanted is None."""
     n, at, inside = elements(N, E, SAMPLES, ELEMENTS)
     c_skip, c_out, scale = load_coefficients(
-        n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, step_ptr, COMPUTE
+        n, N, c_skip_ptr, c_skip_stride, c_out_ptr, c_out_stride, scale, scales_ptr, scales_stride, COMPUTE
     )
     grad = tl.load(grad_ptr + at, inside).to(COMPUTE)
     if dout_ptr is not None:
@@ -78,9 +77,8 @@ def backward_kernel(
 
 
 def forward(
-    out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, scale: float, scales: Tensor | None,
-    step: Tensor | None,
-) -> Tensor:  # fmt: skip
+    out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, scale: float, scales: Tensor | None
+) -> Tensor:
     x0_hat = empty_like(x)
     if x.numel() == 0:
         return x0_hat
@@ -91,16 +89,15 @@ def forward(
     places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (uncond is None)
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
-            *places, *coefficients(c_skip, c_out, scale, scales, step), x0, x0.stride(), **sizes,
+            *places, *coefficients(c_skip, c_out, scale, scales), x0, x0.stride(), **sizes,
             COMPUTE=TRITON_DTYPE[compute], **constants,
         )  # fmt: skip
     return x0_hat
 
 
 def backward(
-    grad: Tensor, c_skip: Tensor, c_out: Tensor, scale: float, scales: Tensor | None, step: Tensor | None,
-    *dtypes: torch.dtype | None,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    grad: Tensor, c_skip: Tensor, c_out: Tensor, scale: float, scales: Tensor | None, *dtypes: torch.dtype | None
+) -> tuple[Tensor, ...]:
     """The gradients of out, x and uncond in the dtypes given; of no elements where None is."""
     grads = tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
     if grad.numel() == 0:
@@ -108,13 +105,13 @@ def backward(
     grid, arguments = flat(grad, compute_dtype(grad.dtype))
     with torch.cuda.device_of(grad):
         backward_kernel[grid](
-            like(grad, grad), *coefficients(c_skip, c_out, scale, scales, step), *(y if y.numel() else None for y in grads),
+            like(grad, grad), *coefficients(c_skip, c_out, scale, scales), *(y if y.numel() else None for y in grads),
             **arguments,
         )  # fmt: skip
     return grads
 
 
-def coefficients(c_skip: Tensor, c_out: Tensor, scale: float, scales: Tensor | None, step: Tensor | None) -> tuple[Any, ...]:
+def coefficients(c_skip: Tensor, c_out: Tensor, scale: float, scales: Tensor | None) -> tuple[Any, ...]:
     """As load_coefficients takes them."""
     each = (None, None) if scales is None else (scales, scales.stride(0))
-    return c_skip, c_skip.stride(0), c_out, c_out.stride(0), scale, *each, step
+    return c_skip, c_skip.stride(0), c_out, c_out.stride(0), scale, *each

@@ -14,8 +14,8 @@ from fastgen_kernels.blocks_triton import as_ncs
 from fastgen_kernels.denoising_loss import denoising_loss
 from fastgen_kernels.diffusion_loss import diffusion_loss
 from fastgen_kernels.geglu import geglu
-from fastgen_kernels.group_norm import group_norm
-from fastgen_kernels.layer_norm import layer_norm
+from fastgen_kernels.group_norm import add_group_norm, group_norm
+from fastgen_kernels.layer_norm import add_layer_norm, layer_norm
 from fastgen_kernels.philox import noise_key, philox_normal
 from fastgen_kernels.q_sample import Target, q_sample
 from fastgen_kernels.reconstruction_nll import Likelihood, reconstruction_nll
@@ -223,20 +223,19 @@ def _to_x0(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, guided: boo
 def _sampler_step(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, *, draw: bool = False, previous: bool = False, gradient: bool = False
 ) -> Case:
-    """A step by a table and a counter on the device: of DDIM, with noise of DDPM, with the last x0_hat of DPM-Solver++(2M)."""
+    """A step: of DDIM, with noise of DDPM, with the last x0_hat of DPM-Solver++(2M)."""
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
         tensors = torch.randn(2 + previous, *shape, dtype=dtype, device=device).requires_grad_(gradient).unbind(0)
-        table, step = torch.rand(50, 4, device=device), torch.tensor(20, device=device)
-        return *tensors, table, step, noise_key(0, samples=shape[0], device=device)
+        return *tensors, torch.rand(4, device=device), noise_key(0, samples=shape[0], device=device)
 
     def ours(x: Tensor, x0_hat: Tensor, *rest: Tensor) -> Outputs:
-        *last, table, step, key = rest
-        return (sampler_step(x, x0_hat, table, previous=last[0] if last else None, key=key if draw else None, step=step),)
+        *last, row, key = rest
+        return (sampler_step(x, x0_hat, row, previous=last[0] if last else None, key=key if draw else None),)
 
     def eager(x: Tensor, x0_hat: Tensor, *rest: Tensor) -> Outputs:
-        *last, table, _, _ = rest
-        a, b, c, s = table[20]
+        *last, row, _ = rest
+        a, b, c, s = row
         x_next = a * x + b * x0_hat
         x_next = x_next + c * last[0] if last else x_next
         return (x_next + s * torch.randn_like(x) if draw else x_next,)
@@ -298,7 +297,7 @@ def _group_norm(
     residual: bool = False, groups: int = 32,
 ) -> Case:  # fmt: skip
     """With SiLU, under autocast: weight and bias in fp32. modulated: with scale and shift, the halves of one tensor.
-    residual: with a skip connection, whose sum is a result."""
+    residual: add_group_norm, whose sum is a result."""
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
         tensors = [torch.randn(shape, dtype=dtype, device=device) for _ in range(1 + residual)]
@@ -309,10 +308,10 @@ def _group_norm(
         return tuple(x.requires_grad_() for x in (*parameters, *tensors, *embedding))
 
     def ours(weight: Tensor, bias: Tensor, x: Tensor, *rest: Tensor) -> Outputs:
-        skip = rest[0] if residual else None
         scale, shift = rest[-1].chunk(2, 1) if modulated else (None, None)
-        y = group_norm(x, groups, weight, bias, activation="silu", scale=scale, shift=shift, residual=skip)
-        return y if isinstance(y, tuple) else (y,)
+        if residual:
+            return add_group_norm(x, rest[0], groups, weight, bias, activation="silu", scale=scale, shift=shift)
+        return (group_norm(x, groups, weight, bias, activation="silu", scale=scale, shift=shift),)
 
     def eager(weight: Tensor, bias: Tensor, x: Tensor, *rest: Tensor) -> Outputs:
         total = x + rest[0] if residual else x
@@ -371,7 +370,7 @@ def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
 
 def _timestep_embedding(name: str, n: int, dim: int) -> Case:
     def eager(t: Tensor) -> Outputs:
-        return (timestep_embedding_reference(t, dim, 10_000.0),)
+        return (timestep_embedding_reference(t, dim),)
 
     return Case(
         "timestep_embedding",
@@ -384,7 +383,7 @@ def _timestep_embedding(name: str, n: int, dim: int) -> Case:
 
 
 def _layer_norm(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, affine: bool = True, residual: bool = False) -> Case:
-    """Under autocast: weight and bias in fp32. residual: with a skip connection, whose sum is a result."""
+    """Under autocast: weight and bias in fp32. residual: add_layer_norm, whose sum is a result."""
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
         tensors = [torch.randn(shape, dtype=dtype, device=device) for _ in range(1 + residual)]
@@ -392,8 +391,7 @@ def _layer_norm(name: str, shape: tuple[int, ...], dtype: torch.dtype, *, affine
         return tuple(x.requires_grad_() for x in (*tensors, *parameters))
 
     def ours(x: Tensor, *rest: Tensor) -> Outputs:
-        y = layer_norm(x, *rest[residual:], residual=rest[0] if residual else None)
-        return y if isinstance(y, tuple) else (y,)
+        return add_layer_norm(x, *rest) if residual else (layer_norm(x, *rest),)
 
     def eager(x: Tensor, *rest: Tensor) -> Outputs:
         total = x + rest[0] if residual else x

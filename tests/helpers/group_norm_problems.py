@@ -2,8 +2,8 @@
 
 import torch
 
-from fastgen.functional import group_norm
-from fastgen_kernels.group_norm import backward_triton, forward_triton, group_norm_reference
+from fastgen.functional import add_group_norm, group_norm
+from fastgen_kernels.group_norm import add_group_norm_reference, backward_triton, forward_triton
 from fastgen_kernels.group_norm.plan import candidates
 from proof.laboratory.tensors import random
 
@@ -12,13 +12,15 @@ OPTIONS = ("weight", "bias", "scale", "shift", "pre_bias", "residual")
 
 
 def op(x, weight, bias, scale, shift, pre_bias, residual, groups, activation="silu"):
-    options = {"weight": weight, "bias": bias, "scale": scale, "shift": shift, "pre_bias": pre_bias, "residual": residual}
-    return group_norm(x, groups, **options, activation=activation)
+    options = {"scale": scale, "shift": shift, "pre_bias": pre_bias, "activation": activation}
+    if residual is None:
+        return group_norm(x, groups, weight, bias, **options)
+    return add_group_norm(x, residual, groups, weight, bias, **options)
 
 
 def reference(x, weight, bias, scale, shift, pre_bias, residual, groups, activation="silu"):
-    y, total = group_norm_reference(x, groups, weight, bias, 1e-5, activation, scale, shift, pre_bias, residual)
-    return y if residual is None else (y, total)
+    made = add_group_norm_reference(x, residual, groups, weight, bias, 1e-5, activation, scale, shift, pre_bias)
+    return made[0] if residual is None else made
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous", options=OPTIONS, parameters=None):

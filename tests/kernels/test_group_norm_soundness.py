@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from fastgen.functional import group_norm
+from fastgen.functional import add_group_norm
 from fastgen_kernels.group_norm import forward_triton
 from proof.counters import of_operations
 from proof.interpreter import recorded
@@ -67,7 +67,7 @@ def test_channels_and_positions_far_apart(monkeypatch, algorithm, layout, stride
     near = [random((2, 8, 12), layout=layout, seed=i).requires_grad_() for i in range(4)]
 
     def made(x, residual, dy, dtotal):
-        y, total = group_norm(x, 2, residual=residual)
+        y, total = add_group_norm(x, residual, 2)
         return y, total, *torch.autograd.grad([y, total], [x, residual], [dy, dtotal])
 
     def run():
@@ -105,9 +105,9 @@ def test_x_alone_takes_no_launch_for_parameters():
     assert log.launches == ["held_kernel", "held_kernel"]
 
 
-def test_skip_takes_no_pass_of_its_own():
+def test_the_gradient_of_the_sum_takes_no_pass_of_its_own():
     x, *options = inputs((2, 6, 5, 3), options=("weight", "bias"))
-    y, skip = group_norm(x, 3, *options[:2], skip=True)
+    y, skip = add_group_norm(x, None, 3, *options[:2])
     with of_operations() as operations:
         torch.autograd.grad([y, skip], x, [torch.ones_like(x)] * 2)
     assert not any("add" in name for name in operations.names)

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
 
-from fastgen.functional import layer_norm
+from fastgen import functional
+from fastgen.functional import add_layer_norm
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -19,6 +20,13 @@ LAYOUTS = {
     "every second": lambda x: torch.stack((x, x), -1).flatten(-2)[..., ::2],
     "one row": lambda x: x[:1, :1].expand(x.shape),
 }
+
+
+def layer_norm(x, *parameters, residual=None, **options):
+    """layer_norm, or with a residual add_layer_norm."""
+    if residual is None:
+        return functional.layer_norm(x, *parameters, **options)
+    return functional.add_layer_norm(x, residual, *parameters, **options)
 
 
 def exact(x, weight=None, bias=None, residual=None, eps=1e-5):
@@ -147,11 +155,11 @@ def test_residual_comes_back_summed(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_skip_is_x_with_one_gradient(layout):
+def test_without_a_residual_the_sum_is_x_with_one_gradient(layout):
     """What x gets through the norm and past it, in one pass."""
     x, options = arguments((2, 3, 16), ("weight",), layout=layout)
     past = torch.linspace(-1, 1, x.numel()).view(x.shape)
-    y, skip = layer_norm(x, **options, skip=True)
+    y, skip = add_layer_norm(x, None, **options)
     assert skip.equal(x)
     assert skip.data_ptr() == x.data_ptr()
     ours = torch.autograd.grad((y * y).sum() + (skip * past).sum(), [x, *options.values()])

@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from fastgen.functional import layer_norm
+from fastgen.functional import add_layer_norm, layer_norm
 from fastgen_kernels import layer_norm_triton as kernels
-from fastgen_kernels.layer_norm import _layer_norm, _layer_norm_backward, layer_norm_reference
+from fastgen_kernels.layer_norm import _layer_norm, _layer_norm_backward, add_layer_norm_reference
 from proof.interpreter import last_program, recorded
 from proof.laboratory.accuracy import assert_accurate, assert_as_accurate, results
 from proof.laboratory.compiling import (
@@ -30,12 +30,12 @@ OPTIONS = ("weight", "bias", "residual")
 
 
 def op(x, weight=None, bias=None, residual=None, eps=1e-5):
-    return layer_norm(x, weight, bias, eps, residual=residual)
+    return layer_norm(x, weight, bias, eps) if residual is None else add_layer_norm(x, residual, weight, bias, eps)
 
 
 def reference(x, weight=None, bias=None, residual=None, eps=1e-5):
-    y, total = layer_norm_reference(x, weight, bias, eps, residual)
-    return y if residual is None else (y, total)
+    made = add_layer_norm_reference(x, residual, weight, bias, eps)
+    return made[0] if residual is None else made
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous", options=OPTIONS, parameters=None):

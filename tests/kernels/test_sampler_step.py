@@ -74,28 +74,15 @@ def test_layouts(shape):
 
 def test_nothing_is_read_on_the_host():
     x = torch.empty(3, 5, device="meta")
-    table, key = torch.empty(7, 4, device="meta"), noise_key(0, samples=3, device="meta")
+    row, key = torch.empty(4, device="meta"), noise_key(0, samples=3, device="meta")
     step = torch.empty((), dtype=torch.int64, device="meta")
-    assert sampler_step(x, x, table[0], previous=x, key=key).shape == (3, 5)
-    assert sampler_step(x, x, table, previous=x, key=at(key, step=step), step=step).shape == (3, 5)
-
-
-def test_step_takes_its_row_of_the_table():
-    x, x0_hat, previous, key = arguments((3, 2, 5))
-    table = torch.randn(8, 5)[::2, :4]
-    step = torch.zeros((), dtype=torch.int64)
-    for i in range(4):
-        ours = sampler_step(x, x0_hat, table, previous=previous, key=at(key, step=step), step=step)
-        assert ours.equal(sampler_step(x, x0_hat, table[i], previous=previous, key=at(key, step=i)))
-        step += 1
+    assert sampler_step(x, x, row, previous=x, key=at(key, step=step)).shape == (3, 5)
 
 
 def test_gradcheck():
     x, x0_hat, previous, key = arguments((3, 2))
     inputs = [t.double().requires_grad_() for t in (x, x0_hat, row(), previous)]
     assert torch.autograd.gradcheck(lambda *t: sampler_step(*t[:3], previous=t[3], key=key), inputs)
-    inputs[2], step = row().double().expand(2, 4).clone().requires_grad_(), torch.tensor(1)
-    assert torch.autograd.gradcheck(lambda *t: sampler_step(*t[:3], previous=t[3], key=key, step=step), inputs)
 
 
 def test_autocast_has_no_effect():
@@ -112,7 +99,7 @@ def test_compiles():
     assert ours.equal(eager)
 
 
-X, ROW, STEP = torch.ones(2, 3), torch.ones(4), torch.tensor(0)
+X, ROW = torch.ones(2, 3), torch.ones(4)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +113,6 @@ X, ROW, STEP = torch.ones(2, 3), torch.ones(4), torch.tensor(0)
         (lambda: sampler_step(X, X, ROW, previous=X[0]), ValueError, "previous must have shape of x"),
         (lambda: sampler_step(X, X, ROW[:3]), ValueError, r"shape \(a, b, c, s\) = \(4,\), got \(3,\)"),
         (lambda: sampler_step(X, X, ROW.int()), TypeError, "coefficients must be float16"),
-        (lambda: sampler_step(X, X, ROW, step=STEP), ValueError, r"must have shape \(T, 4\) = \(1, 4\), got \(4,\)"),
-        (lambda: sampler_step(X, X, ROW[None], step=STEP.int()), TypeError, "step must be int64, got torch.int32"),
-        (lambda: sampler_step(X, X, ROW[None], step=STEP[None]), ValueError, r"step must have shape of a scalar = \(\)"),
         (lambda: sampler_step(X.int(), X, ROW), TypeError, "x must be float16"),
         (
             lambda: sampler_step(X, X, ROW, key=noise_key(0)),

@@ -1,11 +1,11 @@
-"""The kernels of sampler_step against its reference, by the laboratory's checks, and a sampling loop in a CUDA graph."""
+"""The kernels of sampler_step against its reference, by the laboratory's checks."""
 
 from itertools import product
 
 import pytest
 import torch
 
-from fastgen.functional import at, noise_key, philox_normal, sampler_step, to_x0
+from fastgen.functional import noise_key, philox_normal, sampler_step
 from fastgen_kernels import sampler_step_triton as kernels
 from fastgen_kernels.layout import compute_dtype
 from fastgen_kernels.sampler_step import _sampler_step, _sampler_step_backward, sampler_step_reference
@@ -40,19 +40,18 @@ FORMS = [
 ]
 
 
-def op(x, x0_hat, coefficients, previous=None, key=None, step=None):
-    return sampler_step(x, x0_hat, coefficients, previous=previous, key=key, step=step)
+def op(x, x0_hat, coefficients, previous=None, key=None):
+    return sampler_step(x, x0_hat, coefficients, previous=previous, key=key)
 
 
-def reference(x, x0_hat, coefficients, previous=None, key=None, step=None):
+def reference(x, x0_hat, coefficients, previous=None, key=None):
     """With the kernels' noise, which tests/kernels/test_philox_triton.py compares with the reference's, as one more x0_hat."""
     if key is None:
-        return sampler_step_reference(x, x0_hat, coefficients, previous, None, step)
-    coefficients = coefficients if step is None else coefficients[int(step)]
+        return sampler_step_reference(x, x0_hat, coefficients, previous, None)
     *_, s = coefficients.to(compute_dtype(x.dtype))
     noise = s * philox_normal(x.shape, key, dtype=s.dtype)
     compute = x.to(s.dtype), x0_hat.to(s.dtype), coefficients, None if previous is None else previous.to(s.dtype)
-    return (sampler_step_reference(*compute, None, None) + noise).to(x.dtype)
+    return (sampler_step_reference(*compute, None) + noise).to(x.dtype)
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous", *, previous=True, draw=True):
@@ -83,15 +82,6 @@ def test_each_gradient_alone():
     for i in range(3):
         leaves = [y if i == k else y.detach() for k, y in enumerate((x, x0_hat, previous))]
         assert_as_accurate(op, reference, *leaves[:2], row, leaves[2])
-
-
-@pytest.mark.kill
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_step_takes_its_row_of_the_table(dtype):
-    x, x0_hat, _, previous, key = inputs((9, 50), dtype)
-    table = random((12, 10), seed=3).t()[:, ::3]  # of strides other than 4 and 1
-    for i in (0, 3, 9):
-        assert_as_accurate(op, reference, x, x0_hat, table, previous, key, torch.tensor(i, device=DEVICE))
 
 
 @pytest.mark.kill
@@ -166,13 +156,6 @@ def test_sound(shape, layout, previous, draw):
 
 @interpreter_only
 @pytest.mark.kill
-def test_sound_with_a_step():
-    x, x0_hat, row, previous, key = inputs((5, 7))
-    assert_sound(op, x, x0_hat, row.repeat(3, 1), previous, key, torch.tensor(2))
-
-
-@interpreter_only
-@pytest.mark.kill
 @pytest.mark.parametrize(("dtype", "programs"), [(torch.float32, 1), (torch.float64, 2)])
 def test_a_program_takes_less_in_fp64(dtype, programs):
     """As its registers ask."""
@@ -193,7 +176,7 @@ def test_elements_beyond_int32(monkeypatch):
     row = torch.tensor([0.5, 0.25, 0.0, 0.0])
     monkeypatch.setattr(kernels, "empty_like", lambda x: lazy(x.numel(), x.dtype).view(x.shape))
     with last_program():
-        x_next = kernels.forward(x, x0_hat, row, None, None, None)
+        x_next = kernels.forward(x, x0_hat, row, None, None)
     monkeypatch.undo()
     assert x_next[:, -last:].equal(op(x[:, -last:], x0_hat[:, -last:], row))
 
@@ -215,59 +198,11 @@ def test_coefficients_that_need_a_gradient_take_the_reference():
     assert_as_accurate(op, reference, x, x0_hat, row.requires_grad_(), previous)
 
 
-def euler(denoise, x, table, c_skip, c_out, key, step):
-    """One step of a loop that the device counts."""
-    x0_hat = to_x0(denoise(x), x, c_skip, c_out, step=step)
-    x.copy_(sampler_step(x, x0_hat, table, key=at(key, step=step), step=step))
-    step += 1
-
-
-def tables(steps):
-    table = random((steps, 4), seed=1)
-    return table, *random((2, steps), seed=2)
-
-
-def test_a_loop_that_the_device_counts_is_the_loop_that_the_host_counts():
-    x, _, _, _, key = inputs((3, 4, 5))
-    table, c_skip, c_out = tables(4)
-    expected = x.detach()
-    for i in range(4):
-        x0_hat = to_x0(expected.tanh(), expected, c_skip[i].expand(3), c_out[i].expand(3))
-        expected = sampler_step(expected, x0_hat, table[i], key=at(key, step=i))
-    x, step = x.detach().clone(), torch.zeros((), dtype=torch.int64, device=DEVICE)
-    for _ in range(4):
-        euler(torch.tanh, x, table, c_skip, c_out, key, step)
-    torch.testing.assert_close(x, expected, rtol=0, atol=0)
-
-
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-def test_a_loop_in_a_graph():
-    start, _, _, _, key = inputs((3, 4, 64))
-    table, c_skip, c_out = tables(4)
-    x, step = start.detach().clone(), torch.zeros((), dtype=torch.int64, device=DEVICE)
-
-    def all_steps(advance):
-        with torch.no_grad():
-            x.copy_(start)
-        step.zero_()
-        for _ in range(4):
-            advance()
-        return x.clone()
-
-    expected = all_steps(lambda: euler(torch.tanh, x, table, c_skip, c_out, key, step))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        euler(torch.tanh, x, table, c_skip, c_out, key, step)
-    for _ in range(2):
-        assert all_steps(graph.replay).equal(expected)
-
-
 def test_registered():
     for shape, layout in [((5, 6), "contiguous"), ((3, 4, 3, 5), "channels_last")]:
         x, x0_hat, row, previous, key = inputs(shape, layout=layout)
-        step = torch.tensor(1, device=DEVICE)
-        assert_registered(_sampler_step, (x, x0_hat, row, previous, key, None), (x, x0_hat, row.repeat(3, 1), None, None, step))
-        assert_registered(_sampler_step_backward, (x.detach(), row, None, torch.float32, None, torch.bfloat16))
+        assert_registered(_sampler_step, (x, x0_hat, row, previous, key), (x, x0_hat, row, None, None))
+        assert_registered(_sampler_step_backward, (x.detach(), row, torch.float32, None, torch.bfloat16))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

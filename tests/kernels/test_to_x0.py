@@ -83,28 +83,15 @@ def test_layouts(shape):
         assert (x0_hat.movedim(1, -1) if f is last else x0_hat).is_contiguous()
 
 
-def test_step_takes_its_element_of_the_tables():
-    (out, x, _, _), uncond = arguments((3, 2, 5))
-    c_skip, c_out = torch.randn(2, 4).unbind(0)
-    step = torch.zeros((), dtype=torch.int64)
-    for i in range(4):
-        ours = to_x0(out, x, c_skip, c_out, uncond=uncond, guidance=2.0, step=step)
-        assert ours.equal(to_x0(out, x, c_skip[i].expand(3), c_out[i].expand(3), uncond=uncond, guidance=2.0))
-        step += 1
-
-
 def test_nothing_is_read_on_the_host():
-    x, table = torch.empty(3, 5, device="meta"), torch.empty(7, device="meta")
-    step = torch.empty((), dtype=torch.int64, device="meta")
-    assert to_x0(x, x, table, table, uncond=x, guidance=torch.empty(3, device="meta"), step=step).shape == (3, 5)
+    x, each = torch.empty(3, 5, device="meta"), torch.empty(3, device="meta")
+    assert to_x0(x, x, each, each, uncond=x, guidance=each).shape == (3, 5)
 
 
 def test_gradcheck():
     args, uncond = arguments((3, 2, 2))
     inputs = [t.double().requires_grad_() for t in (*args, uncond, torch.rand(3))]
     assert torch.autograd.gradcheck(lambda *t: to_x0(*t[:4], uncond=t[4], guidance=t[5]), inputs)
-    step = torch.tensor(1)
-    assert torch.autograd.gradcheck(lambda *t: to_x0(*t[:4], uncond=t[4], guidance=t[5], step=step), inputs)
 
 
 def test_autocast_has_no_effect():
@@ -122,7 +109,7 @@ def test_compiles():
         torch.testing.assert_close(compiled(*args, **options), to_x0(*args, **options))
 
 
-X, ONE, STEP = torch.ones(2, 3), torch.ones(2), torch.tensor(0)
+X, ONE = torch.ones(2, 3), torch.ones(2)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +121,6 @@ X, ONE, STEP = torch.ones(2, 3), torch.ones(2), torch.tensor(0)
         (lambda: to_x0(X, X, ONE, ONE, uncond=ONE), ValueError, "uncond must have shape of x"),
         (lambda: to_x0(X, X, ONE, ONE, guidance=X), ValueError, r"guidance must have shape \(N,\)"),
         (lambda: to_x0(X, X.int(), ONE, ONE), TypeError, "x must be float16"),
-        (lambda: to_x0(X, X, ONE, ONE[:1], step=STEP), ValueError, r"c_out must have shape \(T,\) = \(2,\), got \(1,\)"),
-        (lambda: to_x0(X, X, ONE, ONE, step=STEP.int()), TypeError, "step must be int64, got torch.int32"),
-        (lambda: to_x0(X, X, ONE, ONE, step=STEP[None]), ValueError, r"step must have shape of a scalar = \(\), got \(1,\)"),
         (lambda: to_x0(X, X, ONE, ONE, guidance=ONE.int()), TypeError, "guidance must be float16"),
     ],
 )

@@ -19,7 +19,7 @@ from proof.laboratory.compiling import (
     assert_ignores_autocast,
     assert_registered,
 )
-from proof.laboratory.device import DEVICE, interpreter_only
+from proof.laboratory.device import interpreter_only
 from proof.laboratory.far import lazy
 from proof.laboratory.races import assert_race_free
 from proof.laboratory.soundness import assert_sound
@@ -41,12 +41,12 @@ FORMS = [
 ]
 
 
-def op(out, x, c_skip, c_out, uncond=None, guidance=1.0, step=None):
-    return to_x0(out, x, c_skip, c_out, uncond=uncond, guidance=guidance, step=step)
+def op(out, x, c_skip, c_out, uncond=None, guidance=1.0):
+    return to_x0(out, x, c_skip, c_out, uncond=uncond, guidance=guidance)
 
 
-def reference(out, x, c_skip, c_out, uncond=None, guidance=1.0, step=None):
-    return to_x0_reference(out, x, c_skip, c_out, uncond, guidance, step)
+def reference(out, x, c_skip, c_out, uncond=None, guidance=1.0):
+    return to_x0_reference(out, x, c_skip, c_out, uncond, guidance)
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous", *, guided=True):
@@ -97,13 +97,10 @@ def test_each_gradient_alone():
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_step_takes_its_element_of_the_tables(dtype):
-    out, x, _, _, uncond, guidance = inputs((9, 50), dtype)
-    c_skip, c_out = random((10, 3), seed=3).t()[::2]  # of strides other than 1, and 2 beyond the first
-    for i in (0, 3, 9):
-        step = torch.tensor(i, device=DEVICE)
-        assert_as_accurate(op, reference, out, x, c_skip, c_out, uncond, guidance, step)
+def test_coefficients_of_any_strides():
+    out, x, _, _, uncond, guidance = inputs((9, 50))
+    c_skip, c_out = random((9, 3), seed=3).t()[::2]
+    assert_as_accurate(op, reference, out, x, c_skip, c_out, uncond, guidance)
 
 
 @pytest.mark.parametrize("gradients", ["sliced", "expanded"])
@@ -178,13 +175,6 @@ def test_sound(shape, layout, guided):
 
 @interpreter_only
 @pytest.mark.kill
-def test_sound_with_a_step():
-    out, x, c_skip, c_out, uncond, guidance = inputs((5, 7))
-    assert_sound(op, out, x, c_skip[:3].clone(), c_out[:3].clone(), uncond, guidance, torch.tensor(2))
-
-
-@interpreter_only
-@pytest.mark.kill
 @pytest.mark.parametrize(("dtype", "programs"), [(torch.float32, 1), (torch.float64, 3)])
 def test_a_program_takes_less_in_fp64(dtype, programs):
     """As its registers ask."""
@@ -213,7 +203,7 @@ def test_elements_beyond_int32(monkeypatch):
     c_skip, c_out = torch.tensor([[0.5], [0.25]])
     monkeypatch.setattr(kernels, "empty_like", lambda x: lazy(x.numel(), x.dtype).view(x.shape))
     with last_program():
-        x0_hat = kernels.forward(out, x, c_skip, c_out, None, 1.0, None, None)
+        x0_hat = kernels.forward(out, x, c_skip, c_out, None, 1.0, None)
     monkeypatch.undo()
     assert x0_hat[:, -last:].equal(op(out[:, -last:], x[:, -last:], c_skip, c_out))
 
@@ -239,11 +229,8 @@ def test_coefficients_that_need_a_gradient_take_the_reference():
 def test_registered():
     for shape, layout in [((5, 6), "contiguous"), ((3, 4, 3, 5), "channels_last")]:
         out, x, c_skip, c_out, uncond, guidance = inputs(shape, layout=layout)
-        step = torch.tensor(1, device=DEVICE)
-        assert_registered(
-            _to_x0, (out, x, c_skip, c_out, uncond, 1.0, guidance, None), (out, x, c_skip, c_out, None, 2.0, None, step)
-        )
-        coefficients = c_skip, c_out, 2.0, None, step
+        assert_registered(_to_x0, (out, x, c_skip, c_out, uncond, 1.0, guidance), (out, x, c_skip, c_out, None, 2.0, None))
+        coefficients = c_skip, c_out, 2.0, None
         assert_registered(_to_x0_backward, (x.detach(), *coefficients, torch.float32, None, torch.bfloat16))
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fastgen import DiffusionModel, UNet
-from fastgen.functional import group_norm
+from fastgen.functional import add_group_norm
 from fastgen.models.layers import patchify, unpatchify
 
 
@@ -102,11 +102,11 @@ def test_norms_make_the_sums(monkeypatch):
     """All but those that are concatenated, halved or doubled in size."""
     sums = []
 
-    def spy(*arguments, residual=None, **options):
+    def spy(x, residual, *arguments, **options):
         sums.append(residual is not None)
-        return group_norm(*arguments, residual=residual, **options)
+        return add_group_norm(x, residual, *arguments, **options)
 
-    monkeypatch.setattr("fastgen.models.layers.group_norm", spy)
+    monkeypatch.setattr("fastgen.models.layers.add_group_norm", spy)
     small(blocks=2)(torch.randn(2, 2, 8, 8), torch.rand(2))
     down, mid, up = [False, False, True, False], [True, False, True, True, False], [False, False] * 3
     assert sums == [*down, *down, *mid, *up, *up, True]

@@ -1,26 +1,26 @@
 """Group normalization with what surrounds it in a residual block:
 
-    y = act((GN(x + pre_bias + residual) * weight + bias) * (1 + scale) + shift)
+    y = act((GN(h + pre_bias) * weight + bias) * (1 + scale) + shift)
 
+    h = x in group_norm, h = x + residual in add_group_norm, which returns h beside y
     GN(h) = (h - mean) / sqrt(var + eps),   mean and biased variance over a group's C/num_groups channels and all *S
 
 Sources: Wu & He, arXiv:1803.08494 (GN); Dhariwal & Nichol, arXiv:2105.05233, section 3 (scale and shift, "AdaGN").
 """
 
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from torch import Tensor
 
 from fastgen_kernels.checks import check_choice, check_device, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.group_norm.reference import group_norm_reference
+from fastgen_kernels.group_norm.reference import add_group_norm_reference, group_norm_reference
 from fastgen_kernels.layout import compute_dtype, empty_like
 from fastgen_kernels.library import beside_input, define
 
 Activation = Literal["silu"]
 
 
-@overload
 def group_norm(
     x: Tensor,
     num_groups: int,
@@ -32,98 +32,75 @@ def group_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     pre_bias: Tensor | None = None,
-    residual: None = None,
-    skip: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: Activation | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    pre_bias: Tensor | None = None,
-    residual: Tensor,
-    skip: bool = False,
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: Activation | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    pre_bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    skip: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-
-
-def group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: Activation | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    pre_bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    skip: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """y = act((GN(x + pre_bias + residual)·weight + bias)·(1 + scale) + shift), of x's shape, dtype and memory format.
+) -> Tensor:
+    """y = act((GN(x + pre_bias)·weight + bias)·(1 + scale) + shift), of x's shape, dtype and memory format.
 
     x: (N, C, *S), S of 0 to 3 dims, any strides.
     num_groups: a divisor of C.
     weight, bias: (C,), 1 and 0 where absent.
+    eps: is added to the variance.
     activation: None or "silu".
     scale, shift: (N, C), 0 where absent.
     pre_bias: (N, C), added to x before the norm: a residual block's time embedding.
-    residual: x's shape. With it the result is (y, x + residual), so that the next block has its skip connection.
-    skip: whether the result is (y, x) where there is no residual. What goes on with this x gives its gradient to the norm's
-        backward, which adds it in its own pass.
 
-    All are floats. The statistics and the affine part are in fp32, in fp64 for fp64 x; x, pre_bias and residual are
-    added in x's dtype. Autocast has no effect.
+    All are float16, bfloat16, float32 or float64. The statistics and the affine part are in fp32, in fp64 for fp64 x; x and
+    pre_bias are added in x's dtype. Autocast has no effect.
 
-    Raises TypeError for dtypes that are not floats, ValueError for shapes, num_groups or an activation that do not fit.
+    Raises TypeError for other dtypes, ValueError for shapes, devices, num_groups or an activation that do not fit.
     """
-    check_float("group_norm", x=x, weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias, residual=residual)
+    _check("group_norm", x, num_groups, weight, bias, activation, scale, shift, pre_bias)
+    if use_triton(x):
+        return _group_norm(x, None, weight, bias, scale, shift, pre_bias, num_groups, eps, activation)[0]
+    return group_norm_reference(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias)
+
+
+def add_group_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pre_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(group_norm(x + residual), x + residual): what a block normalizes, and what its skip connection goes on with.
+
+    residual: x's shape, float; it is added in x's dtype. None stands for 0: the sum is then x itself.
+
+    The gradient of the sum is added in the pass that makes x's gradient through the norm, not in one of its own. Everything else
+    is as in group_norm; pre_bias is no part of the sum that is returned.
+
+    Raises TypeError and ValueError as group_norm does, and ValueError for a residual of another shape or device.
+    """
+    _check("add_group_norm", x, num_groups, weight, bias, activation, scale, shift, pre_bias)
+    check_float("add_group_norm", residual=residual)
+    check_shape("add_group_norm", x.shape, "of x", residual=residual)
+    check_device("add_group_norm", x.device, "of x", residual=residual)
+    if use_triton(x):
+        parameters = weight, bias, scale, shift, pre_bias, num_groups, eps, activation
+        return _group_norm_beside_x(x, None, *parameters) if residual is None else _group_norm(x, residual, *parameters)[:2]
+    return add_group_norm_reference(x, residual, num_groups, weight, bias, eps, activation, scale, shift, pre_bias)
+
+
+def _check(
+    op: str, x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, activation: str | None,
+    scale: Tensor | None, shift: Tensor | None, pre_bias: Tensor | None,
+) -> None:  # fmt: skip
+    """Raise for what both ops do not take."""
+    check_float(op, x=x, weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
     if x.dim() < 2:
-        raise ValueError(f"group_norm: x must be (N, C, *S), got shape {tuple(x.shape)}")
+        raise ValueError(f"{op}: x must be (N, C, *S), got shape {tuple(x.shape)}")
     n, c = x.shape[:2]
     if num_groups < 1 or c % num_groups:
-        raise ValueError(f"group_norm: num_groups must divide C = {c}, got {num_groups}")
-    check_shape("group_norm", (c,), "(C,)", weight=weight, bias=bias)
-    check_shape("group_norm", (n, c), "(N, C)", scale=scale, shift=shift, pre_bias=pre_bias)
-    check_shape("group_norm", x.shape, "of x", residual=residual)
-    check_device(
-        "group_norm", x.device, "of x", weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias, residual=residual
-    )
-    check_choice("group_norm", "activation", activation, (None, "silu"))
-
-    if use_triton(x):
-        arguments = x, residual, weight, bias, scale, shift, pre_bias, num_groups, eps, activation
-        if residual is None and skip:
-            return _group_norm_beside_x(*arguments)
-        y, total, _ = _group_norm(*arguments)
-        return y if residual is None else (y, total)
-    y, total = group_norm_reference(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias, residual)
-    return (y, total) if skip or residual is not None else y
+        raise ValueError(f"{op}: num_groups must divide C = {c}, got {num_groups}")
+    check_shape(op, (c,), "(C,)", weight=weight, bias=bias)
+    check_shape(op, (n, c), "(N, C)", scale=scale, shift=shift, pre_bias=pre_bias)
+    check_device(op, x.device, "of x", weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
+    check_choice(op, "activation", activation, (None, "silu"))
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """group_norm in plain torch: what the kernels are held to, and what runs on a CPU."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,16 @@ def group_norm_reference(
     scale: Tensor | None,
     shift: Tensor | None,
     pre_bias: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """y, and the sum that it is the norm of, without pre_bias."""
+) -> Tensor:
+    """act((GN(x + pre_bias)·weight + bias)·(1 + scale) + shift), of x's shape (N, C, *S), dtype and memory format.
+
+    weight, bias: (C,). scale, shift, pre_bias: (N, C). All floats; the norm is in fp32, in fp64 for fp64 x. Arguments have passed
+    group_norm's checks.
+    """
     n, c, *spatial = x.shape
     compute = compute_dtype(x.dtype)
     modulated = scale is not None or shift is not None
-
-    total = x if residual is None else like(x + residual.to(x.dtype), x)
-    h = total if pre_bias is None else total + _per_channel(pre_bias.to(x.dtype), x)
+    h = x if pre_bias is None else x + _per_channel(pre_bias.to(x.dtype), x)
 
     # In 16 bits PyTorch's CPU kernel for channels_last is slow where a group has less than a vector's channels: below 1,024
     # positions each way, and from there on, where forward is another algorithm, backward. Conversions both ways are then 1.4 to 5
@@ -53,7 +55,13 @@ def group_norm_reference(
         y = _normalize(h.reshape(1, n * c, *spatial), n * num_groups, a.reshape(-1), b.reshape(-1), eps).view(x.shape)
 
     y = like(y, x)
-    return (F.silu(y) if activation == "silu" else y).to(x.dtype), total
+    return (F.silu(y) if activation == "silu" else y).to(x.dtype)
+
+
+def add_group_norm_reference(x: Tensor, residual: Tensor | None, *parameters: Any) -> tuple[Tensor, Tensor]:
+    """(group_norm_reference(h, *parameters), h), h = x + residual in x's dtype and memory format, x itself without a residual."""
+    total = x if residual is None else like(x + residual.to(x.dtype), x)
+    return group_norm_reference(total, *parameters), total
 
 
 def _normalize(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

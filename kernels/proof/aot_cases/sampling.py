@@ -72,12 +72,12 @@ def _q_sample_backward(
 
 def timestep_embedding() -> Iterator[Launch]:
     for n, dim, main in ((128, 128, True), (7, 15, False), (512, 1024, False)):
-        run = partial(timestep_embedding_triton.timestep_embedding, torch.empty(n), dim, 10_000.0)
+        run = partial(timestep_embedding_triton.timestep_embedding, torch.empty(n), dim)
         yield Launch("timestep_embedding", f"{n}x{dim}", run, widths(["out_ptr"], 4 if main else 0, FP32), main)
 
 
 def to_x0() -> Iterator[Launch]:
-    """With and without guidance and step in every tile and layout, every dtype; inputs in the other memory format; odd and huge
+    """With and without guidance in every tile and layout, every dtype; inputs in the other memory format; odd and huge
     sizes. Backward what is wanted. A lane has 8 elements side by side in the largest tile, 2 in the one before."""
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last", "every second"))]
@@ -85,33 +85,32 @@ def to_x0() -> Iterator[Launch]:
         lane = 0 if layout == "every second" else {small: 0, medium: 2, large: 8}[sizes]
         for dtype in (FP32, BF16, FP16, FP64) if guided and layout == "contiguous" else (BF16,):
             main = sizes == large and dtype == BF16 and lane > 0
-            yield _to_x0_forward(sizes, layout, layout, dtype, guided, not guided, lane, main)
+            yield _to_x0_forward(sizes, layout, layout, dtype, guided, lane, main)
     for sizes, layout, other in product(
         (medium, large), ("contiguous", "channels_last"), ("contiguous", "channels_last", "unaligned")
     ):
-        yield _to_x0_forward(sizes, layout, other, BF16, guided=True, counted=False)
+        yield _to_x0_forward(sizes, layout, other, BF16, guided=True)
     for sizes in ((5, 3), (3, 3, 5, 5), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
-        yield _to_x0_forward(sizes, "contiguous", "contiguous", BF16, guided=True, counted=True)
+        yield _to_x0_forward(sizes, "contiguous", "contiguous", BF16, guided=True)
     yield from _multiples("to_x0", _run_to_x0_backward)
 
 
 def _to_x0_forward(
-    sizes: tuple[int, ...], layout: str, other: str, dtype: torch.dtype, guided: bool, counted: bool, lane: int = 0,
-    main: bool = False,
-) -> Launch:  # fmt: skip
-    """x in one layout, what the network gave in another; counted: with a step."""
+    sizes: tuple[int, ...], layout: str, other: str, dtype: torch.dtype, guided: bool, lane: int = 0, main: bool = False
+) -> Launch:
+    """x in one layout, what the network gave in another."""
 
     def run() -> None:
         out, x, uncond = (laid_out(form, sizes, dtype) for form in (other, layout, other))
         rest = (uncond, 1.0, torch.empty(len(x))) if guided else (None, 1.0, None)
-        to_x0_triton.forward(out, x, *torch.empty(2, len(x)), *rest, _STEP if counted else None)
+        to_x0_triton.forward(out, x, *torch.empty(2, len(x)), *rest)
 
-    name = f"forward{' uncond' * guided}{' step' * counted} {layout} {other} {sizes} {text(dtype)}"
+    name = f"forward{' uncond' * guided} {layout} {other} {sizes} {text(dtype)}"
     return Launch("to_x0", name, run, widths(["out_ptr", "x_ptr", "x0_ptr"], lane, dtype), main)
 
 
-def _run_to_x0_backward(grad: Tensor, step: Tensor | None, dtypes: list[torch.dtype | None]) -> None:
-    to_x0_triton.backward(grad, *torch.empty(2, len(grad)), 1.0, torch.empty(len(grad)), step, *dtypes)
+def _run_to_x0_backward(grad: Tensor, dtypes: list[torch.dtype | None]) -> None:
+    to_x0_triton.backward(grad, *torch.empty(2, len(grad)), 1.0, torch.empty(len(grad)), *dtypes)
 
 
 def sampler_step() -> Iterator[Launch]:
@@ -138,38 +137,33 @@ def _sampler_step_forward(
     sizes: tuple[int, ...], layout: str, other: str, dtype: torch.dtype, draw: bool, previous: bool, lane: int = 0,
     main: bool = False,
 ) -> Launch:  # fmt: skip
-    """x and previous in one layout, x0_hat in another. A step is counted where noise is drawn."""
+    """x and previous in one layout, x0_hat in another."""
 
     def run() -> None:
         x, x0_hat, last = (laid_out(form, sizes, dtype) for form in (layout, other, layout))
-        counted = (keys(len(x)), _STEP) if draw else (None, None)
-        sampler_step_triton.forward(
-            x, x0_hat, torch.empty(7, 4) if draw else torch.empty(4), last if previous else None, *counted
-        )
+        sampler_step_triton.forward(x, x0_hat, torch.empty(4), last if previous else None, keys(len(x)) if draw else None)
 
     name = f"forward{' draw' * draw}{' previous' * previous} {layout} {other} {sizes} {text(dtype)}"
     return Launch("sampler_step", name, run, widths(["x_ptr", "x0_ptr", "x_next_ptr"], lane, dtype), main)
 
 
-def _run_sampler_step_backward(grad: Tensor, step: Tensor | None, dtypes: list[torch.dtype | None]) -> None:
-    sampler_step_triton.backward(grad, torch.empty(4) if step is None else torch.empty(7, 4), step, *dtypes)
+def _run_sampler_step_backward(grad: Tensor, dtypes: list[torch.dtype | None]) -> None:
+    sampler_step_triton.backward(grad, torch.empty(4), *dtypes)
 
 
-def _multiples(op: str, run: Callable[[Tensor, Tensor | None, list[torch.dtype | None]], None]) -> Iterator[Launch]:
+def _multiples(op: str, run: Callable[[Tensor, list[torch.dtype | None]], None]) -> Iterator[Launch]:
     """Backward passes whose gradients are multiples of the one that arrives: each alone, and all in every tile and dtype."""
 
-    def launch(sizes, dtype, wanted=(1, 1, 1), step=None, lane=8, main=False):
+    def launch(sizes, dtype, wanted=(1, 1, 1), lane=8, main=False):
         grad, dtypes = torch.empty(sizes, dtype=dtype), [dtype if want else None for want in wanted]
-        name = f"backward {wanted}{' step' * (step is not None)} {sizes} {text(dtype)}"
-        return Launch(op, name, partial(run, grad, step, dtypes), widths(["grad_ptr"], lane, dtype), main)
+        name = f"backward {wanted} {sizes} {text(dtype)}"
+        return Launch(op, name, partial(run, grad, dtypes), widths(["grad_ptr"], lane, dtype), main)
 
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     for sizes, dtype in product((small, medium, large), (FP32, BF16, FP64)):
         yield launch(sizes, dtype, main=sizes == large and dtype == BF16)
     for wanted in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        yield launch(large, BF16, wanted, _STEP)
+        yield launch(large, BF16, wanted)
     for sizes in ((5, 3), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
         yield launch(sizes, BF16, lane=0)
 
-
-_STEP = torch.zeros((), dtype=torch.int64)
