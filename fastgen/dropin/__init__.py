@@ -1,4 +1,5 @@
-"""The drop-in: a model that someone has, faster, with the same parameters and checkpoints."""
+"""The drop-in: `optimize` makes a model of diffusers, guided-diffusion or one's own faster, and keeps its parameters and
+checkpoints."""
 
 from typing import Literal
 
@@ -8,7 +9,7 @@ from fastgen.dropin.channels_last import to_channels_last, to_contiguous
 from fastgen.dropin.report import Changed, Entry, Report
 from fastgen.dropin.rules import RULES
 from fastgen.dropin.swap import unswap
-from fastgen_kernels.checks import check_choice
+from fastgen.errors import expect
 from fastgen_kernels.dispatch import obstacle
 
 __all__ = ["Entry", "Report", "optimize", "restore"]
@@ -19,28 +20,29 @@ def optimize(
 ) -> Report:
     """Makes the model faster, in place: outputs and gradients are the same to rounding, parameters and state_dict the same.
 
-    It knows the blocks of diffusers' UNets and autoencoders, guided-diffusion's GroupNorm32, nn.GroupNorm anywhere, and GroupNorm
-    and SiLU beside each other in an nn.Sequential. Each gets a class of the same name that derives from the one it had and makes
-    fewer passes over memory; where that does not fit an input, the former forward is called. A second call changes what is new.
+    It knows the blocks of diffusers' UNets and autoencoders, those of guided-diffusion, nn.GroupNorm anywhere, and GroupNorm
+    and SiLU beside each other in an nn.Sequential. Each gets a class of the same name that derives from the one it had and whose
+    forward makes fewer passes over memory; input that it is not made for goes to the former forward. A second call changes what
+    was added since. Returns what it changed, and what it left and why.
 
     Call it after loading, moving to the GPU and adding LoRA, before DDP, FSDP2 and torch.compile.
 
-    channels_last: whether weights of convolutions are laid out as tensor cores take them, so that all that passes between is
-        channels_last; "auto" where the model is on a GPU.
+    channels_last: whether the weights of convolutions are brought into channels_last, the memory format of tensor cores, which
+        activations then take too; "auto": where the model is on a GPU.
     backend: "triton" requires the kernels to run on the model's device; "auto" takes their references where they do not.
 
     Raises TypeError for what is no nn.Module, ValueError for other options, for a model under FSDP, and for backend "triton"
     where the kernels do not run.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"optimize: model must be an nn.Module, got {type(model).__name__}")
-    check_choice("optimize", "channels_last", channels_last, (True, False, "auto"))
-    check_choice("optimize", "backend", backend, ("auto", "triton"))
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    expect("channels_last", channels_last, channels_last in (True, False, "auto"), "True, False or 'auto'")
+    expect("backend", backend, backend in ("auto", "triton"), "'auto' or 'triton'")
+    _refuse_sharded("optimize", model)
     devices = {parameter.device for parameter in model.parameters()}
     reasons = {str(device): obstacle(device) for device in devices}
-    if backend == "triton" and any(reasons.values()):
-        raise ValueError(f"optimize: backend 'triton' must run on the model's device, got {reasons}")
-    _refuse_sharded("optimize", model)
+    runs = backend != "triton" or not any(reasons.values())
+    expect("backend", backend, runs, f"'auto', since the kernels do not run on the model's device, {reasons}")
 
     changed: list[Entry] = []
     left: list[Entry] = []
@@ -55,7 +57,7 @@ def optimize(
 
 
 def restore(model: nn.Module) -> None:
-    """Undoes `optimize`: the classes, attributes and memory formats from before. The parameters' values stay as they are.
+    """Undoes `optimize`, in place: restores classes, attributes and memory formats. The parameters keep their values.
 
     Raises ValueError for a model under FSDP.
     """
@@ -66,7 +68,7 @@ def restore(model: nn.Module) -> None:
 
 
 def _refuse_sharded(caller: str, model: nn.Module) -> None:
-    """FSDP exchanges classes too, and what it has sharded is not to be laid out anew."""
+    """Raises ValueError for a model under FSDP, which changes classes too, and whose shards keep their memory format."""
     for name, module in model.named_modules():
         if {"FSDPModule", "FullyShardedDataParallel"} & {cls.__name__ for cls in type(module).__mro__}:
-            raise ValueError(f"{caller}: model must not be sharded, got FSDP on {name or 'the model'}: {caller} comes before it")
+            raise ValueError(f"model: expected one before FSDP, got FSDP on {name or 'the model'}: call {caller} first")

@@ -1,4 +1,4 @@
-"""What the mixins for residual and attention blocks have in common."""
+"""`Block`: what the mixins for residual and attention blocks have in common."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ from fastgen.dropin.swap import Swapped
 
 
 class Block(Swapped, nn.Module):
-    """A block whose forward is written anew."""
+    """A mixin that replaces a block's forward. Input it is not made for goes to the former forward."""
 
     if TYPE_CHECKING:
 

@@ -7,7 +7,7 @@ _CONVERTED = "_fastgen_channels_last"  # names of the parameters of a module
 
 
 def to_channels_last(model: nn.Module) -> int:
-    """Lays 4-dimensional weights out in channels_last, in place; how many there were that were not."""
+    """Brings the 4-dimensional weights of a model into channels_last, in place. Returns how many it changed."""
     count = 0
     for module in model.modules():
         names = [name for name, weight in module._parameters.items() if weight is not None and _differs(weight)]

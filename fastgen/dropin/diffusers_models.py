@@ -1,4 +1,4 @@
-"""What spans several blocks of diffusers' models: known by attributes too."""
+"""Optimizations of diffusers' models across their blocks. The models are known by their attributes, as the blocks are."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _KNOWN = {
 
 
 def fuse_output(model: Any) -> Outcome | None:
-    """conv_norm_out and conv_act as one op."""
+    """Makes conv_norm_out and conv_act one op; None for a model without this norm, or one that is optimized already."""
     norm, activation = model.conv_norm_out, model.conv_act
     if norm is None or isinstance(norm, Swapped):
         return None
@@ -29,7 +29,8 @@ def fuse_output(model: Any) -> Outcome | None:
 
 
 def activate_embedding_once(model: Any) -> Outcome | None:
-    """SiLU of the time embedding once, not in each block, by switches that diffusers has."""
+    """Computes SiLU of the time embedding once, not in each block, by setting options that diffusers has; None where this was
+    done already."""
     # UNet2DConditionModel can activate whatever has been added to the embedding, UNet2DModel the embedding alone.
     owner, name = (model, "time_embed_act") if hasattr(model, "time_embed_act") else (model.time_embedding, "post_act")
     if has_set(owner, name):

@@ -14,11 +14,13 @@ from fastgen_kernels.attention import Order
 
 
 def is_group_norm32(cls: type) -> bool:
-    """Whether forward is super().forward(x.float()).type(x.dtype), which group_norm does without the casts."""
+    """Whether it is guided-diffusion's GroupNorm32, super().forward(x.float()).type(x.dtype), which group_norm computes without
+    the casts."""
     return cls.__name__ == "GroupNorm32" and _names(cls, "forward") == {"super", "forward", "float", "type", "dtype"}
 
 
 def is_res_block(cls: type) -> bool:
+    """Whether it is guided-diffusion's ResBlock: _forward reads the same names as there."""
     known = {
         "updown", "in_layers", "h_upd", "x_upd", "emb_layers", "type", "dtype", "len", "shape", "use_scale_shift_norm",
         "out_layers", "th", "chunk", "skip_connection",
@@ -27,6 +29,7 @@ def is_res_block(cls: type) -> bool:
 
 
 def is_attention_block(cls: type) -> bool:
+    """Whether it is guided-diffusion's AttentionBlock: _forward reads the same names as there."""
     known = {"shape", "reshape", "qkv", "norm", "attention", "proj_out"}
     return cls.__name__ == "AttentionBlock" and _names(cls, "_forward") == known
 

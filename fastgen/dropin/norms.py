@@ -9,25 +9,25 @@ from fastgen.functional import add_group_norm, group_norm
 
 
 def normalize(module: Any, x: Tensor, **options: Any) -> Tensor:
-    """group_norm with the module's groups, parameters and eps."""
+    """group_norm of x (N, C, *S) with the module's groups, parameters and eps. options: group_norm's others."""
     return group_norm(x, module.num_groups, module.weight, module.bias, module.eps, **options)
 
 
 def normalize_beside(module: Any, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """The same, and x for what goes past the norm."""
+    """The same, and x, for the branch that passes by the norm."""
     return add_group_norm(x, None, module.num_groups, module.weight, module.bias, module.eps, **options)
 
 
 class GroupNorm(Swapped, nn.GroupNorm):
-    """Channels stay innermost where they are; sums are in fp32 and the result in x's dtype, under autocast too. That is what
-    guided-diffusion's GroupNorm32 gets by casting."""
+    """x: (N, C, *S), of 0 to 3 spatial dimensions; others go to the former forward. The memory format is kept. Sums are in fp32
+    and the result is in x's dtype, under autocast too, as guided-diffusion's GroupNorm32 computes with casts."""
 
     def forward(self, x: Tensor) -> Tensor:
         return normalize(self, x) if 2 <= x.dim() <= 5 else super().forward(x)
 
 
 class GroupNormSiLU(GroupNorm):
-    """With the activation that its parent calls next, unless a hook is to see what lies between."""
+    """A GroupNorm with the SiLU that its parent calls next, unless a hook is to see what lies between."""
 
     following: tuple[nn.Module]
 
@@ -36,7 +36,7 @@ class GroupNormSiLU(GroupNorm):
 
 
 class FusedSiLU(Swapped, nn.SiLU):
-    """What GroupNormSiLU has done already."""
+    """The SiLU after a GroupNormSiLU, which has computed it already: the identity."""
 
     preceding: tuple[nn.Module]
 
@@ -68,8 +68,10 @@ def pair(norm: nn.Module, activation: nn.Module) -> None:
 
 
 def is_group_norm(module: nn.Module) -> bool:
+    """Whether `optimize` changed the module to `GroupNorm`."""
     return isinstance(module, GroupNorm)
 
 
 def fuses(norm: nn.Module, activation: nn.Module) -> bool:
+    """Whether a norm and its activation may be one op: nothing is to see what passes between them."""
     return overridden(norm) is None and overridden(activation) is None

@@ -33,7 +33,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """Printed, it is a table. `channels_last` is how many weights became it."""
+    """What `optimize` did: the submodules that it changed and those that it left, and the number of weights that it brought into
+    channels_last. Printed, it is a table."""
 
     changed: tuple[Entry, ...]
     left: tuple[Entry, ...]

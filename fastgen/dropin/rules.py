@@ -1,4 +1,8 @@
-"""The submodules that `optimize` knows. To know another is to add a line to a table, and a mixin."""
+"""The submodules that `optimize` knows. To know another is to add a line to a table, and a mixin.
+
+A rule is rule(module) -> Outcome | None. It changes the module where it can and says what it changed, or why it left the module;
+it returns None where it does not apply.
+"""
 
 from itertools import pairwise
 
@@ -30,10 +34,12 @@ UNETS = {name for name in OUTPUTS if "UNet" in name}
 
 
 def output(module: nn.Module) -> Outcome | None:
+    """diffusers' last norm and its activation as one op."""
     return fuse_output(module) if _home(module) in OUTPUTS else None
 
 
 def group_norm(module: nn.Module) -> Outcome | None:
+    """nn.GroupNorm, and guided-diffusion's GroupNorm32, as one op."""
     if not isinstance(module, nn.GroupNorm) or isinstance(module, Swapped):
         return None
     if type(module).forward is not nn.GroupNorm.forward and not is_group_norm32(type(module)):
@@ -45,6 +51,7 @@ def group_norm(module: nn.Module) -> Outcome | None:
 
 
 def sequential(module: nn.Module) -> Outcome | None:
+    """GroupNorm and SiLU beside each other in an nn.Sequential as one op."""
     if type(module) is not nn.Sequential:
         return None
     children = list(module)
@@ -55,6 +62,7 @@ def sequential(module: nn.Module) -> Outcome | None:
 
 
 def block(module: nn.Module) -> Outcome | None:
+    """The residual and attention blocks of diffusers and guided-diffusion, by their mixins."""
     mixin: type[Block] | None = BLOCKS.get(_home(module))
     if is_res_block(type(module)):
         mixin = ResBlock
@@ -71,6 +79,7 @@ def block(module: nn.Module) -> Outcome | None:
 
 
 def embedding(module: nn.Module) -> Outcome | None:
+    """SiLU of a UNet's time embedding once, not in each block."""
     return activate_embedding_once(module) if _home(module) in UNETS else None
 
 
@@ -79,7 +88,7 @@ RULES = output, group_norm, sequential, block, embedding
 
 
 def _home(module: nn.Module) -> str:
-    """Where the class comes from whose forward the module has; that of a class of ours is another."""
+    """The class whose forward the module has, with its module's name; for an optimized module that is one of ours."""
     for cls in type(module).__mro__:
         if "forward" in vars(cls):
             return f"{cls.__module__}.{cls.__qualname__}"

@@ -14,7 +14,7 @@ _BEFORE = "_fastgen_before"  # the attributes that were set: (former value,), or
 
 
 class Swapped:
-    """Base of the mixins. `former` is the class that the module had."""
+    """Base of the mixins. `mixin` is the one that a module's class derives from, `former` the class that the module had."""
 
     mixin: type
     former: type

@@ -1,4 +1,4 @@
-"""The models: `UNet`, `VAE`, `ConvVAE`, `DiffusionModel`, and a UNet of diffusers as one of ours."""
+"""The models: `UNet`, `DiffusionModel`, the autoencoders `VAE` and `ConvVAE`, and `DiffusersUNet`, a UNet of diffusers."""
 
 from fastgen.models.conv_vae import ConvVAE
 from fastgen.models.diffusers_unet import DiffusersUNet

@@ -13,6 +13,8 @@ class ConvVAE(VariationalAutoencoder):
 
     channels: width at the first level; multipliers: width of each level over it, each level half the size of the one before, so
     image_size must be a multiple of 2^(levels - 1); blocks: residual blocks per level; groups: of every GroupNorm.
+
+    Raises ValueError for an image_size or groups that do not fit, and, in `encode`, for images of another shape.
     """
 
     def __init__(
@@ -59,7 +61,6 @@ class ConvVAE(VariationalAutoencoder):
         self.encoder, self.decoder = Stack(*encoder), Stack(*decoder)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x: expected (N, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         return self.encoder(uint8_to_unit(x)).chunk(2, dim=1)
@@ -69,7 +70,7 @@ class ConvVAE(VariationalAutoencoder):
 
 
 class Stack(nn.Sequential):
-    """Layers in order, a norm followed by SiLU."""
+    """Layers in order, (N, …) to (N, …). SiLU follows every norm, and a norm adds what the residual block before it left."""
 
     def forward(self, x: Tensor) -> Tensor:
         h = Residual(x)

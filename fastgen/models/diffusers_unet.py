@@ -19,12 +19,13 @@ PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}  
 class DiffusersUNet(nn.Module):
     """net(x, t, label=None, context=None) -> out of a UNet2DModel or UNet2DConditionModel of diffusers.
 
-    unet: the model itself, whose weights stay where they are. scheduler: of its diffusion, as `Diffusion.from_scheduler` takes
-    it, from which t becomes the timestep that the model knows: the integer index on a chain of betas, 1000·sigma on a flow.
-    num_classes: the classes that labels name, num_class_embeds when not given; where the model has one embedding more, it is the
-    null label's. context is encoder_hidden_states.
+    unet: the model itself, whose weights stay where they are. scheduler: the scheduler of its diffusion, as
+    `Diffusion.from_scheduler` takes it, by which t becomes the timestep that the model knows: an integer index on a chain of
+    betas, 1000·sigma on a flow. num_classes: how many classes labels name, num_class_embeds when not given; where the model has
+    one embedding more, it is the null label's. context: diffusers' encoder_hidden_states.
 
-    Raises ValueError that names the key of the model's config for a model that needs more than these inputs.
+    Raises ValueError, naming the key of the model's config, for a model that needs more than these inputs; in forward, for a
+    label or context that does not fit. Needs diffusers, else ModuleNotFoundError.
     """
 
     def __init__(self, unet: nn.Module, scheduler: Any, num_classes: int | None = None):
@@ -39,7 +40,8 @@ class DiffusersUNet(nn.Module):
 
     @classmethod
     def from_config(cls, unet: dict[str, Any], scheduler: dict[str, Any], num_classes: int | None = None) -> "DiffusersUNet":
-        """A network with new weights, of the configurations of a UNet and a scheduler, and optimized as by `fastgen.optimize`."""
+        """A network with new weights, made of the config.json of a UNet and the scheduler_config.json of a scheduler, after
+        `fastgen.optimize`. Raises what the class does."""
         check_unet(unet)
         model = getattr(import_diffusers(), unet["_class_name"]).from_config(unet)
         optimize(model, channels_last=False)  # whoever places the network on a device lays it out
@@ -47,15 +49,16 @@ class DiffusersUNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, scheduler: Any = None, num_classes: int | None = None) -> "DiffusersUNet":
-        """The UNet in a folder that diffusers wrote: a pipeline's, or a model's own, which comes without a scheduler."""
+        """The UNet in a folder that diffusers wrote: a pipeline's, or a model's own, which has no scheduler. Raises ValueError
+        for a folder without weights in safetensors, and where there is no scheduler and none is given."""
         if scheduler is None:
             scheduler = Path(path) / "scheduler"
             expect("scheduler", None, scheduler.is_dir(), f"a scheduler, since {str(path)!r} holds none")
         return cls(load_unet(Path(path)), scheduler, num_classes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes unet/ and scheduler/, each of which diffusers' own from_pretrained loads; with the index of a pipeline where
-        diffusers has one of just these parts."""
+        """Writes unet/ and scheduler/, which diffusers' from_pretrained loads, and model_index.json where diffusers has a
+        pipeline of just these parts."""
         diffusers, folder = import_diffusers(), Path(folder)
         scheduler = getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler)
         pipeline = None if self.conditional or self.num_classes else PIPELINES.get(type(scheduler).__name__)
@@ -66,7 +69,8 @@ class DiffusersUNet(nn.Module):
             scheduler.save_pretrained(folder / "scheduler")
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """x: (N, C, H, W). t: (N,) in [0, 1]. label: int64 (N,), by default the null label. context: (N, L, D)."""
+        """x: (N, C, H, W). t: (N,) in [0, 1]. label: int64 (N,), the null label when None. context: (N, L, D). The prediction, of
+        x's shape. Raises ValueError for a label or context that does not fit."""
         if (context is not None) != self.takes_context:
             expected = "(N, L, D) for cross-attention" if self.takes_context else "None, since the model has no cross-attention"
             raise ValueError(f"context: expected {expected}, got {None if context is None else tuple(context.shape)}")
@@ -74,7 +78,7 @@ class DiffusersUNet(nn.Module):
         return self.unet(x, self.timestep(t), class_labels=self._label(label, x), **conditions).sample
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What the model is told of t."""
+        """The timestep of diffusers, (N,), at t (N,) in [0, 1]."""
         if isinstance(self.schedule, Discrete):
             return (self.schedule.level(t) - 1).clamp(min=0)  # t = 0 is no step of the chain
         return FLOW_STEPS * self.schedule.sigma(t)
@@ -112,7 +116,8 @@ def needs_context(config: dict[str, Any]) -> bool:
 
 
 def count_classes(config: dict[str, Any], num_classes: int | None) -> int | None:
-    """How many classes a UNet has. Raises ValueError where it cannot have `num_classes`."""
+    """How many classes a UNet has, None for one without; num_classes: how many it shall have. Raises ValueError where these do
+    not fit."""
     known = config.get("num_class_embeds")
     if known is None:
         expect("num_classes", num_classes, num_classes is None, "None for a UNet without num_class_embeds")
@@ -147,6 +152,7 @@ def load_unet(path: Path) -> nn.Module:
 
 
 def import_diffusers() -> Any:
+    """The module diffusers. Raises ModuleNotFoundError, with how to install it."""
     try:
         import diffusers
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The textbook's name for the network of a diffusion model."""
+"""`DiffusionModel`: a UNet that needs no choices."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,8 @@ class DiffusionModel(nn.Module):
     """DiffusionModel(input_dim)(x, t) -> out, of x's shape: a UNet of three levels with 64 to 128 channels.
 
     x: (N, input_dim, H, W), H and W multiples of 4. t: (N,) in [0, 1]. What `out` means is the prediction it is trained for.
-    It has no classes and no context: passing either is an error. `UNet` has every choice.
+    It has no classes and no context. `UNet` has every choice. Raises ValueError for sizes that are no multiples of 4, and for a
+    label or context.
     """
 
     num_classes = None

@@ -15,12 +15,13 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def conv(dims: int, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    """A convolution over `dims` spatial dimensions that keeps the size at stride 1."""
+    """A convolution over `dims` spatial dimensions, 1 to 3: (N, in_channels, *S) to (N, out_channels, *S), at stride 2 to
+    (N, out_channels, *S/2), rounded up. kernel: odd."""
     return _CONV[dims](in_channels, out_channels, kernel, stride=stride, padding=kernel // 2)
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Zeros in every parameter: the block that ends in this layer begins as the identity."""
+    """The module with zeros in every parameter, in place: a residual block that ends in it is the identity at first."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -36,7 +37,7 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(x: Tensor, patch: int) -> Tensor:
-    """The inverse of patchify."""
+    """(N, C·patch^dims, *S/patch) to (N, C, *S), the inverse of patchify."""
     if x.dim() == 4:
         return F.pixel_shuffle(x, patch)
     dims = x.dim() - 2
@@ -64,16 +65,16 @@ class GroupNorm(nn.GroupNorm):
     def forward(  # type: ignore[override]  # a Residual for a tensor
         self, h: Residual, *, activation: Activation | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The norm of h's sum, and the sum."""
+        """The norm of h.sum(), and h.sum(), each (N, C, *S). scale, shift: (N, C), of the norm's output."""
         options: dict[str, Any] = {"activation": activation, "scale": scale, "shift": shift}
         return add_group_norm(h.x, h.branch, self.num_groups, self.weight, self.bias, self.eps, **options)
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), the second norm scaled and shifted by the embedding (ADM, Dhariwal & Nichol
-    2021, arXiv:2105.05233, section 3). The embedding comes activated, (N, D); without `emb_dim` there is none.
-
-    With the result comes the sum that it was given."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), the second norm scaled and shifted by linear functions of an embedding
+    (ADM, Dhariwal & Nichol 2021, arXiv:2105.05233, section 3). Without `emb_dim` there is no embedding. A 1x1 convolution changes
+    x's channels where in_channels and out_channels differ.
+    """
 
     def __init__(
         self, dims: int, in_channels: int, out_channels: int, groups: int, emb_dim: int | None = None, dropout: float = 0.0
@@ -88,6 +89,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else conv(dims, in_channels, out_channels, kernel=1)
 
     def forward(self, h: Residual, emb: Tensor | None = None) -> tuple[Residual, Tensor]:
+        """h: (N, in_channels, *S). emb: (N, emb_dim), already activated. The result, (N, out_channels, *S), and h.sum()."""
         y, x = self.norm1(h, activation="silu")
         y = self.conv1(y)
         scale, shift = (None, None) if self.emb is None else self.emb(emb).chunk(2, dim=1)
@@ -96,7 +98,8 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + out(attention(qkv(norm(x)))) over all positions."""
+    """x + out(attention(qkv(norm(x)))), (N, C, *S), over all positions of S (DDPM, Ho et al. 2020, arXiv:2006.11239, appendix B).
+    num_heads: a divisor of C."""
 
     def __init__(self, dims: int, channels: int, groups: int, num_heads: int):
         super().__init__()
@@ -111,7 +114,8 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """x + out(attention(q(norm(x)), k(context), v(context))); context (N, L, D)."""
+    """x + out(attention(q(norm(x)), k(context), v(context))), (N, C, *S); context: (N, L, context_dim) (Rombach et al. 2022,
+    arXiv:2112.10752, section 3.3). num_heads: a divisor of C."""
 
     def __init__(self, dims: int, channels: int, groups: int, num_heads: int, context_dim: int):
         super().__init__()
@@ -130,7 +134,7 @@ class CrossAttention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by nearest neighbours, then a convolution."""
+    """(N, C, *S) to (N, C, *2S): nearest neighbours, then a convolution."""
 
     def __init__(self, dims: int, channels: int):
         super().__init__()

@@ -25,15 +25,17 @@ class UNet(nn.Module):
     """net(x, t, label=None, context=None) -> out.
 
     x: (N, in_channels, *S), S of `dims` dimensions, 1 to 3, each a multiple of `multiple`. t: (N,) in [0, 1]. label: int64 (N,),
-    in [0, num_classes], num_classes being the null label, which no label means too. context: (N, L, context_dim).
+    in [0, num_classes]; num_classes, or no label at all, is the null label. context: (N, L, context_dim).
     out: (N, out_channels, *S).
 
     channels: width at the first level; multipliers: width of each level over it, each level half the size of the one before;
-    blocks: residual blocks per level; attention_levels: the levels (0 is the first) whose blocks attend; head_dim: channels of a
-    head (at most; a narrower level has one head); groups: of every GroupNorm; patch: side of the pixel-unshuffle at the stem;
-    checkpointing: recompute each block in backward instead of keeping its activations.
+    blocks: residual blocks per level; attention_levels: the levels (0 is the first) whose blocks attend; mid_attention: whether
+    the lowest level attends between its blocks; head_dim: channels of a head (at most; a narrower level has one head); groups: of
+    every GroupNorm; patch: side of the pixel-unshuffle at the stem; checkpointing: recompute each block in backward instead of
+    keeping its activations.
 
-    Raises ValueError for a size, label or context that does not fit. The design is that of DDPM (Ho et al. 2020,
+    Raises ValueError for widths that groups or heads do not divide, and in forward for a size, label or context that does not
+    fit. The design is that of DDPM (Ho et al. 2020,
     arXiv:2006.11239, appendix B) with ADM's scale and shift (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3).
     """
 
@@ -99,6 +101,7 @@ class UNet(nn.Module):
         self.head = zero_init(conv(dims, width, self.out_channels * patch**dims))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """As the class says. out is in x's dtype, or in autocast's."""
         self._check(x, label, context)
         emb = self._embed(t, label)
 
@@ -147,8 +150,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, then self-attention and cross-attention where there are heads and context. With the result comes the sum
-    that it was given, for the skip connection."""
+    """A residual block; self-attention where num_heads > 0; cross-attention where there is a context_dim too."""
 
     def __init__(
         self,
@@ -169,6 +171,8 @@ class Block(nn.Module):
         )
 
     def forward(self, h: Residual, emb: Tensor, context: Tensor | None = None) -> tuple[Residual, Tensor]:
+        """h: (N, in_channels, *S). emb: (N, emb_dim). context: (N, L, context_dim). The result, (N, out_channels, *S), and
+        h.sum(), which the skip connection takes."""
         h, x = self.res(h, emb)
         if self.attention is not None:
             h = self.attention(h)

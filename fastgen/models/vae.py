@@ -1,4 +1,4 @@
-"""Variational autoencoders with a latent vector: what all have in common, and the textbook's MLP."""
+"""Variational autoencoders with a latent vector: what they have in common, and the MLP VAE."""
 
 import math
 
@@ -15,10 +15,11 @@ class VariationalAutoencoder(nn.Module):
     """p(x, z) = N(z; 0, I) p(x | z) with the approximate posterior q(z | x) = N(mu, exp(logvar)) (Kingma & Welling 2014,
     arXiv:1312.6114).
 
-    A subclass has `latent_dim`, `encode(x) -> mu, logvar`, each (N, latent_dim), and `decode_logits(z)`, the image before the
-    sigmoid.
-    x: floating in [0, 1], or uint8, which is read as x / 255. p(x | z) is "bernoulli", a cross-entropy that takes grey values as
-    probabilities, or "gaussian" around the decoded image with deviation `std`. Everything is in nats.
+    A subclass has `latent_dim`, `encode` and `decode_logits`. x: floating in [0, 1], or uint8, which is read as x / 255. p(x | z)
+    is "bernoulli", a cross-entropy that takes grey values as probabilities, or "gaussian" around the decoded image with standard
+    deviation `std`. Likelihoods are in nats.
+
+    Raises ValueError for another likelihood, or a std that is not positive.
     """
 
     latent_dim: int
@@ -32,9 +33,12 @@ class VariationalAutoencoder(nn.Module):
         self.likelihood, self.std = likelihood, std
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and logvar of q(z | x), each (N, latent_dim): the halves of one tensor. Raises ValueError for an x of another
+        shape."""
         raise NotImplementedError
 
     def decode_logits(self, z: Tensor) -> Tensor:
+        """z (N, latent_dim) to images before the sigmoid."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
@@ -42,31 +46,33 @@ class VariationalAutoencoder(nn.Module):
         return self.decode_logits(z).sigmoid()
 
     def reparameterize(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """z = mu + exp(logvar / 2) · eps, eps drawn afresh."""
+        """z = mu + exp(logvar / 2) · eps, (N, latent_dim), with a new eps ~ N(0, I) from torch's generator (Kingma & Welling
+        2014, eq. 10)."""
         return reparameterize_kl(mu, logvar)[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """recon, mu, logvar."""
+        """recon, images in [0, 1] decoded at one z ~ q(z | x), and mu, logvar, each (N, latent_dim)."""
         mu, logvar = self.encode(x)
         return self.decode(self.reparameterize(mu, logvar)), mu, logvar
 
     def elbo(self, x: Tensor, *, key: Tensor | None = None) -> Tensor:
-        """log p(x | z) - KL(q || p) at one z ~ q(z | x), a lower bound of log p(x) in expectation: (N,) fp32."""
+        """log p(x | z) - KL(q || p) at one z ~ q(z | x), (N,) fp32 nats: in expectation a lower bound of log p(x) (Kingma &
+        Welling 2014, eq. 3). key: (N, 4), drawn from torch's generator when None."""
         x = uint8_to_unit(x)
         mu, logvar = self.encode(x)
         z, kl = reparameterize_kl(mu, logvar, key=key)
         return self._log_p_x(x, z) - kl
 
     def anomaly_score(self, x: Tensor) -> Tensor:
-        """The negative ELBO with z = mu instead of a draw, so that it is a function of x: (N,) fp32, larger is stranger."""
+        """The negative ELBO at z = mu, (N,) fp32 nats, larger for stranger x. No noise is drawn: it is a function of x."""
         mu, logvar = self.encode(x)
         z, kl = reparameterize_kl(mu, logvar, eps=torch.zeros_like(mu))
         return kl - self._log_p_x(x, z)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, k: int = 100, *, key: Tensor | None = None) -> Tensor:
-        """The importance-weighted bound log 1/k Σ p(x, z_i) / q(z_i | x), tighter with k (Burda et al. 2016, arXiv:1509.00519,
-        eq. 8): (N,) fp32. Raises ValueError for k < 1."""
+        """The importance-weighted bound log 1/k Σ p(x, z_i) / q(z_i | x), (N,) fp32 nats, tighter with k (Burda et al. 2016,
+        arXiv:1509.00519, eq. 8). key: (N, 4), drawn from torch's generator when None. Raises ValueError for k < 1."""
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
         key = fresh_key(x.shape[0], x.device) if key is None else key
@@ -81,7 +87,7 @@ class VariationalAutoencoder(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, *, key: Tensor | None = None) -> Tensor:
-        """n decoded draws from the prior. key: (n, 4), drawn from torch's generator when None."""
+        """n images in [0, 1], decoded at draws from the prior. key: (n, 4), drawn from torch's generator when None."""
         device = next(self.parameters()).device
         key = fresh_key(n, device) if key is None else key
         return self.decode(philox_normal((n, self.latent_dim), at(key, stream=noise_streams.START)))
@@ -93,9 +99,10 @@ class VariationalAutoencoder(nn.Module):
 
 
 class VAE(VariationalAutoencoder):
-    """The textbook's MLP: input_dim - 512 - 256 - latent_dim and back, ReLU between, a sigmoid at the end.
+    """The MLP VAE: input_dim - 512 - 256 - latent_dim and back, ReLU between, a sigmoid at the end; see VariationalAutoencoder.
 
-    x: (N, input_dim), or images of input_dim values in all. Images come back flat: (N, input_dim).
+    x: (N, input_dim), or images of input_dim values in all. Images come back flat: (N, input_dim). Raises ValueError, in
+    `encode`, for an x of another size.
     """
 
     def __init__(self, input_dim: int, latent_dim: int, *, likelihood: Likelihood = "bernoulli", std: float = 1.0):
@@ -109,7 +116,6 @@ class VAE(VariationalAutoencoder):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu, logvar: the two halves of one tensor, each (N, latent_dim)."""
         x = uint8_to_unit(x).flatten(1)
         if x.shape[1] != self.input_dim:
             raise ValueError(f"x: expected {self.input_dim} values a sample, got {x.shape[1]}")

@@ -91,7 +91,7 @@ def fsdp(rank):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     got.square().mean().backward()
     for refused in (fastgen.optimize, fastgen.restore):
-        with pytest.raises(ValueError, match="model must not be sharded, got FSDP on"):
+        with pytest.raises(ValueError, match="model: expected one before FSDP, got FSDP on"):
             refused(model)
 
 
