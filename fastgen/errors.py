@@ -15,7 +15,7 @@ def expect(argument: str, value: Any, holds: Any, expected: str) -> None:
 
 
 def lookup(argument: str, name: str, table: Mapping[str, T]) -> T:
-    """table[name]; ValueError with the table's names, and the nearest one, where there is none."""
+    """table[name]. Raises ValueError with the table's names, and the nearest one, where there is none."""
     if name in table:
         return table[name]
     raise ValueError(f"{argument}: expected one of {', '.join(table)}, got {name!r}{did_you_mean(name, table)}")

@@ -16,7 +16,8 @@ from fastgen.errors import expect
 
 
 def image_grid(images: Tensor, columns: int | None = None, border: int = 2) -> np.ndarray:
-    """uint8 (N, C, H, W) as one picture (H', W', C), row by row on black, near a square where `columns` is not given."""
+    """uint8 images (N, C, H, W) as one picture, uint8 (H', W', C), row by row on black. columns: as many as rows, about, when not
+    given. border: pixels between images."""
     n, c, h, w = images.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = math.ceil(n / columns)
@@ -28,7 +29,8 @@ def image_grid(images: Tensor, columns: int | None = None, border: int = 2) -> n
 
 
 def save_grid(path: Path, images: Tensor, columns: int | None = None, smallest: int = 640) -> None:
-    """The grid as a PNG, enlarged by a whole factor to at least about `smallest` pixels across."""
+    """Writes the grid of uint8 images (N, C, H, W) as a PNG, enlarged by a whole factor to about `smallest` pixels across or
+    more."""
     picture = _pil(image_grid(images, columns))
     factor = max(1, round(smallest / max(picture.size)))
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -36,7 +38,8 @@ def save_grid(path: Path, images: Tensor, columns: int | None = None, smallest: 
 
 
 def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int | None = None) -> None:
-    """uint8 (N, C, H, W): a grid for a .png; `images` (N, H, W, C) and `labels` for a .npz; a folder of PNGs without a suffix."""
+    """Writes uint8 images (N, C, H, W), and their labels (N,), to `out`: a .png becomes a grid, a .npz the arrays `images`
+    (N, H, W, C) and `labels`, and a name without suffix a folder of PNGs. Raises ValueError where `check_out` does."""
     check_out(out)
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     if out.suffix == ".png":
@@ -51,7 +54,7 @@ def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int |
 
 
 def save_image(path: Path, image: Tensor) -> None:
-    """uint8 (C, H, W) as a PNG, pixel for pixel."""
+    """Writes a uint8 image (C, H, W) as a PNG, pixel for pixel."""
     write_whole(path, lambda file: _pil(image.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG"))
 
 
@@ -71,7 +74,7 @@ def read_image(argument: str, path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def check_out(out: Path) -> None:
-    """Raises ValueError unless `save_images` can write to `out`: better before hours of sampling than after."""
+    """Raises ValueError unless `save_images` can write to `out`. Call it before sampling for hours."""
     if out.suffix not in (".png", ".npz", ""):
         raise ValueError(f"out: expected a .png, a .npz, or a folder without a suffix, got {str(out)!r}")
     expect_place(out)
@@ -96,7 +99,7 @@ def _pil(array: np.ndarray) -> Image.Image:
 
 
 def write_whole(path: Path, write: Callable) -> None:
-    """write(file), under a temporary name until it is whole."""
+    """Calls write(file) with a binary file of a temporary name, which is renamed to `path` once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Pictures of values, real ones beside drawn ones. Without matplotlib there are none."""
+"""Plots of values, of the data beside samples of a model. They need matplotlib."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ SIGNALS = 6  # of each kind
 
 
 def plot_values(path: Path, real: Tensor, drawn: Tensor, labels: Tensor | None) -> bool:
-    """Writes a PNG of values as a network sees them, each (N, C, L), and both with the labels (N,): of rows (L = 1) the first two
-    principal components of the real ones; of signals some as lines, a colour a channel. False without matplotlib."""
+    """Writes a PNG of data, `real`, beside samples, `drawn`, each fp32 (N, C, L) in a network's units, with the labels (N,) of
+    both. Rows of a table (L = 1) are shown in the plane of the data's first two principal components, signals as lines, a colour
+    a channel. Returns False, and writes nothing, where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -13,7 +13,7 @@ from fastgen.files.images import expect_place, write_whole
 
 
 def default_name(values: Values) -> str:
-    """Of the file that samples go to."""
+    """The name of the file that samples are written to: a .csv for rows of a table, a .npz for signals."""
     return "samples.csv" if len(values.shape) == 1 else "samples.npz"
 
 
@@ -26,8 +26,9 @@ def check_out(out: Path, values: Values) -> None:
 
 
 def save_values(out: Path, x: Tensor, labels: Tensor | None, values: Values) -> None:
-    """x, fp32 (N, *shape): its numbers alone for a .npy; `x`, `labels` and `features` for a .npz, which `open_dataset` reads; a
-    table for a .csv, with the features' names, x0, x1 … where they have none, and `label`."""
+    """Writes x, fp32 (N, *shape) in its own units, and its labels (N,) to `out`: a .npy holds x alone; a .npz the arrays `x`,
+    `labels` and `features`, which `open_dataset` reads; a .csv a table, whose columns are the features, named x0, x1 … where they
+    have no names, and `label`. Raises ValueError where `check_out` does."""
     check_out(out, values)
     numbers = x.cpu().numpy()
     if out.suffix == ".npy":
