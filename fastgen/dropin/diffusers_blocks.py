@@ -124,7 +124,7 @@ class Transformer2DModel(Block):
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
-        return None if module.is_input_continuous else "its input is no image"
+        return None if module.is_input_continuous else "its input is not an image"
 
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int

@@ -132,7 +132,7 @@ def _for_values(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...]) 
         ("data.shift", config.data.shift, 0),
         ("diffusion.condition", config.diffusion.condition, "none"),
     ):
-        expect(name, value, value == off, f"{off} for values, which are no images")
+        expect(name, value, value == off, f"{off} for tables and signals")
     if length == 1:
         levels, patch = len(model.multipliers), model.patch
         expect("model.multipliers", model.multipliers, levels == 1, "one level for the rows of a table, which have length 1")

@@ -91,8 +91,8 @@ def test_a_description_builds_a_model_that_takes_them(shape):
         ((5, 8), {"model": ConvVAEConfig(), "diffusion": None}, "got ConvVAE, which is for images"),
         ((5,), {"model": DiffusersConfig()}, "got Diffusers, which is for images"),
         ((5,), {"diffusion": DiffusionConfig(condition="hole")}, "diffusion.condition: expected none for values, .* got 'hole'"),
-        ((5,), {"data": {"flip": True}}, "data.flip: expected False for values, which are no images, got True"),
-        ((5,), {"data": {"shift": 2}}, "data.shift: expected 0 for values, which are no images, got 2"),
+        ((5,), {"data": {"flip": True}}, "data.flip: expected False for tables and signals, got True"),
+        ((5,), {"data": {"shift": 2}}, "data.shift: expected 0 for tables and signals, got 2"),
         (
             (5,),
             {"model": dataclasses.replace(UNET, multipliers=(1, 2))},

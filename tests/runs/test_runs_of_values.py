@@ -223,7 +223,7 @@ def test_an_npz_is_read_again_and_an_npy_has_the_numbers_alone(done, tmp_path):
         ("interpolate waves image.png image.png", "run: expected one of images, got one of values"),
         ("upscale waves image.png", "run: expected one of images, got one of values"),
         ("export wine", "run: expected one of a UNet of diffusers"),
-        ("train wine --data.flip --out new", "data.flip: expected False for values, which are no images, got True"),
+        ("train wine --data.flip --out new", "data.flip: expected False for tables and signals, got True"),
         ("train digits --data.source wine --out new", "model.multipliers: expected one level for the rows of a table"),
         ("train mnist-vae --data.source wine --data.shift 0 --out new", "model: expected a UNet for values, got VAE"),
         ("train wine --data.kind images --out new", 'kind must be "values" or "auto" for "wine", which is a table'),
