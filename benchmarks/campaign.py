@@ -42,6 +42,8 @@ _SHORTEST = 5  # seconds: with less left a stage is not begun
 
 @dataclass(frozen=True)
 class Stage:
+    """pytest with these arguments."""
+
     name: str
     pytest: tuple[str, ...]
     share: float = 1.0  # of the whole budget, at most
@@ -49,6 +51,8 @@ class Stage:
 
 @dataclass
 class Budget:
+    """Seconds that a campaign may take, counted from here on by `clock`."""
+
     seconds: float
     clock: Callable[[], float] = time.monotonic
 
@@ -56,9 +60,11 @@ class Budget:
         self.start = self.clock()
 
     def used(self) -> float:
+        """Seconds since the start."""
         return self.clock() - self.start
 
     def left(self) -> float:
+        """Seconds until the budget is used up, never below 0."""
         return max(0.0, self.seconds - self.used())
 
 
@@ -164,6 +170,7 @@ def failures(record: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 1 where a test or benchmark failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.campaign", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results on a GPU, none on a CPU")
     parser.add_argument("--budget", type=float, default=480.0, metavar="SECONDS", help="for everything; 480 by default")

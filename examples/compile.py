@@ -35,6 +35,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Times steps of the compiled model and of the untouched one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = UNet2DModel(

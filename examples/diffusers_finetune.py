@@ -37,6 +37,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Trains, and saves a pipeline of diffusers."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     data = fastgen.open_dataset(options.images)
@@ -74,6 +75,7 @@ def main(options: Options) -> None:
 
 
 def small_unet(shape: tuple[int, ...]) -> UNet2DModel:
+    """A UNet2DModel of 32 and 64 channels for images of a shape (C, H, W)."""
     channels, size, _ = shape
     return UNet2DModel(
         sample_size=size,

@@ -20,6 +20,8 @@ from fastgen.pixels import signed_to_uint8
 
 
 class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + time)))."""
+
     def __init__(self, cin: int, cout: int):
         super().__init__()
         self.conv1 = nn.Sequential(nn.GroupNorm(8, cin), nn.SiLU(), nn.Conv2d(cin, cout, 3, padding=1))
@@ -65,6 +67,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Trains, and writes a picture of samples."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     digits = torch.tensor(load_digits().images / 8 - 1, dtype=torch.float32, device=device)[:, None]

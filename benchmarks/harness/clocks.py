@@ -22,6 +22,7 @@ _LONGEST_WAIT = 2**27  # cycles, about 70 ms
 
 
 def wall(calls: Sequence[Call]) -> Stopwatch:
+    """Seconds per call by the host's clock, of all calls one after another."""
     def seconds() -> float:
         _synchronize()
         start = time.perf_counter()
@@ -34,6 +35,7 @@ def wall(calls: Sequence[Call]) -> Stopwatch:
 
 
 def cold(calls: Sequence[Call]) -> Stopwatch:
+    """Seconds of the first call by the GPU's clock, after a write as large as the L2 cache."""
     cache = _as_large_as_the_cache()
     return lambda: _on_device(calls[0], cache)
 
@@ -69,6 +71,7 @@ def launches() -> Iterator[list[str]]:
 
 
 def l2_bytes() -> int:
+    """Size of the GPU's L2 cache."""
     return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
 
 

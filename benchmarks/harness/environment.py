@@ -30,6 +30,7 @@ def describe(commit: str | None = None) -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
+    """The GPU, or the processor where there is none."""
     if not torch.cuda.is_available():
         return {"kind": "cpu", "name": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -68,6 +69,7 @@ def slug(name: str) -> str:
 
 
 def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -38,6 +38,7 @@ def compiled(case: Case) -> Callable[..., Outputs]:
 
 
 def compile_eager(case: Case, backend: str = "inductor") -> Callable[..., Outputs]:
+    """torch.compile of the eager code, for one shape, as one graph."""
     torch._dynamo.reset()  # one function takes eight shapes at most
     torch._functorch.config.donated_buffer = False  # with it, code in the compiler's cache may refuse a second backward pass
     return torch.compile(case.eager, dynamic=False, fullgraph=True, backend=backend)

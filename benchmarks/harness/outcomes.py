@@ -19,6 +19,8 @@ def pytest_configure(config):
 
 
 class Outcomes:
+    """What became of each test, by its name: "not run", "running", "passed", "failed: …" or "skipped: …"."""
+
     def __init__(self, file: Path):
         self.file, self.tests = file, {}
 

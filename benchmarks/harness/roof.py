@@ -65,10 +65,12 @@ def copy(read: int, written: int, device: torch.device, block: int, warps: int) 
 
 
 def launch() -> None:
+    """An empty kernel: what a launch takes."""
     empty_kernel[(1,)]()
 
 
 def philox_words(normals: int, device: torch.device, block: int, warps: int) -> Call:
+    """A call that makes the integers of so many normals, without the normals."""
     blocks = triton.cdiv(normals, 4)
     seed, target = torch.ones(1, dtype=torch.int64, device=device), torch.empty(blocks, dtype=torch.int32, device=device)
 

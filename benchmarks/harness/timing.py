@@ -14,6 +14,8 @@ from fastgen.device import computes_bf16
 
 @dataclass(frozen=True)
 class Row:
+    """The times of one variant."""
+
     name: str
     median: float  # seconds
     spread: float  # interquartile range over the median
@@ -55,6 +57,7 @@ def _figures(x: float) -> str:
 
 
 def machine() -> str:
+    """The versions and the processor or GPU that a table of times is of, as one line."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
 

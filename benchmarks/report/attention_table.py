@@ -69,6 +69,7 @@ def write_measured(record: dict[str, Any], path: Path = TABLE) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 1 where the record has no class of attention that was measured on a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report.attention_table", description=__doc__.partition("\n")[0])
     parser.add_argument("record", type=Path, help="DEVICE.json of a campaign")
     parser.add_argument("--out", type=Path, default=TABLE, metavar="FILE", help="written in the place of the library's own table")

@@ -47,6 +47,7 @@ LABELS, WIDTH, BAR = 400, 640, 13  # pixels: of the cases' names, of a plot's ba
 
 
 def page(record: dict[str, Any]) -> str:
+    """The HTML page of a campaign's record."""
     some, name = lines(record), escape(f"fastgen on {record['device']['name']}")
     ends = verdicts(some)
     body = [f"<h1>{name}</h1>"]

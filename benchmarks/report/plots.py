@@ -15,6 +15,7 @@ COLORS = ("#4269d0", "#efb118", "#a463f2", "#6cc5b0")  # eager, torch.compile, n
 
 
 def plot(some: Sequence[Line], path: Path, title: str) -> None:
+    """Writes a PNG of the lines of one op."""
     shown = charted(some)
     with_roof = any(line.share is not None for line in shown)
     peers = peer_names(shown)

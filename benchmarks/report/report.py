@@ -42,9 +42,11 @@ class Line:
 
     @property
     def case(self) -> str:
+        """Shape and direction."""
         return f"{self.shape}, {self.direction}"
 
     def verdict(self, peer: str) -> Literal["win", "loss", "even"]:
+        """Whether fastgen is faster than a peer by more than the spread of both."""
         ratio = self.peers[peer]
         if abs(ratio - 1) <= self.noise[peer]:
             return "even"
@@ -52,10 +54,12 @@ class Line:
 
 
 def tables(record: dict[str, Any]) -> list[dict]:
+    """The tables of all benchmarks of a campaign's record."""
     return [table for stage in record["stages"].values() for table in stage["tables"]]
 
 
 def lines(record: dict[str, Any]) -> list[Line]:
+    """The tables of ops, a line for each."""
     return [_line(table) for table in tables(record) if "op" in table]
 
 
@@ -79,6 +83,7 @@ def _line(table: dict) -> Line:
 
 
 def peer_names(some: Sequence[Line]) -> list[str]:
+    """The peers of any of the lines, in the order of their first appearance."""
     return list(dict.fromkeys(name for line in some for name in line.peers))
 
 
@@ -92,6 +97,7 @@ def verdicts(some: Sequence[Line]) -> dict[str, list[tuple[Line, str]]]:
 
 
 def by_op(some: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each op."""
     return {op: [line for line in some if line.op == op] for op in dict.fromkeys(line.op for line in some)}
 
 
@@ -130,11 +136,13 @@ def tests(record: dict[str, Any]) -> str:
 
 
 def failed_tests(record: dict[str, Any]) -> list[str]:
+    """The gpu tests that failed, each with its first line."""
     stage = record["stages"].get("gpu-tests", {"tests": {}})
     return [f"{name}: {what}" for name, what in stage["tests"].items() if what.startswith("failed")]
 
 
 def facts(record: dict[str, Any]) -> dict[str, str]:
+    """What was measured on, when and of which commit, by the name of each."""
     device, versions = record["device"], record["versions"]
     found = {
         "device": ", ".join(f"{name} {value}" for name, value in device.items() if name not in ("kind", "name")),
@@ -150,6 +158,7 @@ def facts(record: dict[str, Any]) -> dict[str, str]:
 
 
 def warning(record: dict[str, Any]) -> str | None:
+    """The note that a record of a CPU begins with; None for a GPU's."""
     if record["device"]["kind"] != "cpu":
         return None
     return "This is a CPU: no kernel was measured. The times are of the PyTorch references, at small shapes."
@@ -181,14 +190,17 @@ def _verdict_text(some: Sequence[Line]) -> list[str]:
 
 
 def loss(line: Line, peer: str) -> str:
+    """A comparison that a peer won, as a line of text."""
     return f"{line.op}, {line.case}, {line.clock}: {line.peers[peer]:.2f}x {peer}"
 
 
 def header(some: Sequence[Line]) -> list[str]:
+    """The columns of a table of lines."""
     return ["case", "clock", "fastgen", "GB/s", "of its roof", *(f"x {peer}" for peer in peer_names(some))]
 
 
 def cells(line: Line, peers: Sequence[str]) -> list[str]:
+    """A line as a row under `header`."""
     share = "" if line.share is None else f"{100 * line.share:.0f}% ({str(line.roof).removesuffix(' roof')})"
     ratios = [f"{line.peers[peer]:.2f}" if peer in line.peers else "" for peer in peers]
     time = f"{readable(line.seconds)} ±{100 * line.spread:.0f}%"
@@ -215,6 +227,7 @@ def other_cells(table: dict) -> list[list[str]]:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, line by line."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
@@ -236,6 +249,7 @@ def report(record: dict[str, Any], out: Path, name: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report.report", description=__doc__.partition(":\n")[0])
     parser.add_argument("record", type=Path, help="DEVICE.json of a campaign")
     path = parser.parse_args(arguments).record

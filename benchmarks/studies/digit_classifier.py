@@ -25,9 +25,11 @@ class DigitCNN(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def features(self, images: Tensor) -> Tensor:
+        """uint8 (N, 1, 28, 28) to (N, 64), whose distribution the Fréchet distance compares."""
         return self.body(images.float() / 255)
 
     def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, 1, 28, 28) to the logits of the classes, (N, 10)."""
         return self.head(F.dropout(self.features(images), 0.3, self.training))
 
 

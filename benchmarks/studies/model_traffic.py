@@ -91,6 +91,8 @@ class Count:
 
 @dataclass(frozen=True)
 class Row:
+    """A pass of a model, before and after `optimize`."""
+
     model: str
     direction: str
     before: Count
@@ -108,6 +110,7 @@ class Counter(TorchDispatchMode):
 
     @property
     def count(self) -> Count:
+        """All parts together."""
         return sum(self.parts.values(), Count())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -144,6 +147,7 @@ def passes(build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]], *, optimiz
 
 
 def table(rows: list[Row]) -> Iterator[str]:
+    """The rows as lines of text."""
     yield f"{'':45} {'operations':>14}  {'GB in all':>15}  {'GB outside products':>20}"
     for row in rows:
         a, b = row.before, row.after
@@ -174,6 +178,7 @@ def command(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     def find() -> list[Row]:
         return [row for name in MODELS for row in rows(name)]
 

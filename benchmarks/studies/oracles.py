@@ -14,6 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mixture:
+    """A mixture of K isotropic Gaussians in D dimensions, in fp64."""
+
     weights: Tensor
     """(K,), summing to 1."""
     means: Tensor
@@ -53,9 +55,11 @@ class Mixture:
         return self.means[chosen] + self.stds[chosen, None] * eps
 
     def mean(self) -> Tensor:
+        """E[x0], (D,)."""
         return (self.weights[:, None] * self.means).sum(0)
 
     def covariance(self) -> Tensor:
+        """Cov[x0], (D, D)."""
         centred = self.means - self.mean()
         spread = (self.weights * self.stds**2).sum() * torch.eye(self.means.shape[1], dtype=torch.float64)
         return spread + (self.weights[:, None, None] * centred[:, :, None] * centred[:, None]).sum(0)
@@ -66,6 +70,7 @@ def _columns(x: Tensor, *values: Tensor | float) -> tuple[Tensor, ...]:
 
 
 def mixture(weights, means, stds) -> Mixture:
+    """A Mixture of lists of numbers: weights of K, means of K by D, standard deviations of K."""
     return Mixture(*(torch.tensor(v, dtype=torch.float64) for v in (weights, means, stds)))
 
 

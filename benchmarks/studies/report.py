@@ -26,6 +26,7 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def report(record: dict[str, Any], docs: Path) -> None:
+    """Writes training.md and training.png into `docs`."""
     text = TEXT.format(
         device=record["device"]["name"],
         **record["size"],
@@ -45,11 +46,13 @@ def report(record: dict[str, Any], docs: Path) -> None:
 
 
 def times_table(record: dict[str, Any]) -> list[str]:
+    """How the gradient spreads under each way to draw t."""
     rows = [[name, *(spread(over_uniform(record, name, what), ".2f") for what in SPREADS)] for name in TIMES.values()]
     return markdown(["t", *(f"{what}, over uniform's" for what in SPREADS.values())], rows)
 
 
 def results_table(record: dict[str, Any]) -> list[str]:
+    """What each variant reaches, and its difference from the one it is compared with."""
     rows = []
     for name in dict.fromkeys(run["variant"] for run in record["runs"]):
         cells = [spread(ends(record, name, what), digits) for what, digits in METRICS.items()]
@@ -67,6 +70,7 @@ def against(record: dict[str, Any], name: str, other: str) -> str:
 
 
 def averages_table(record: dict[str, Any]) -> list[str]:
+    """What each average of the weights reaches."""
     columns = [(name, what) for name in AVERAGED for what in ("frechet", "held_out")]
     rows = [
         [kind, *(spread([run["averages"][kind][what] for run in runs(record, name)], METRICS[what]) for name, what in columns)]
@@ -77,6 +81,7 @@ def averages_table(record: dict[str, Any]) -> list[str]:
 
 
 def recomputed_table(record: dict[str, Any]) -> list[str]:
+    """Bytes kept for backward, with and without recomputation."""
     kept = record["checkpointing"]["activations"]
     rows = [[name, readable(plain), readable(again), f"{again / plain:.0%}"] for name, (plain, again) in kept.items()]
     return markdown(["model", "kept", "kept with recomputation", "share"], rows)
@@ -103,6 +108,7 @@ def kinds(record: dict[str, Any]) -> list[str]:
 
 
 def ends(record: dict[str, Any], variant: str, what: str) -> list[float]:
+    """A measure of a variant after the last step, of each seed."""
     return [run["curve"][str(record["size"]["steps"])][what] for run in runs(record, variant)]
 
 
@@ -112,6 +118,7 @@ def spread(values: Sequence[float], digits: str) -> str:
 
 
 def readable(size: int) -> str:
+    """A size in bytes, in KiB, MiB or GiB."""
     unit = max((u for u in UNITS if UNITS[u] <= size), key=UNITS.__getitem__, default="KiB")
     return f"{size / UNITS[unit]:.2f} {unit}"
 
@@ -120,6 +127,7 @@ def readable(size: int) -> str:
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
+    """Writes the figure of docs/training.md."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
@@ -163,6 +171,7 @@ def curves(axes: Any, record: dict[str, Any], names: Iterable[str], title: str) 
 
 
 def moments(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each."""
     return [statistics.mean(v) for v in values], [statistics.stdev(v) for v in values]
 
 
@@ -209,6 +218,7 @@ long on this CPU. What is kept for backward, in fp32, as `fastgen.training.footp
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.report", description=__doc__.partition(":\n")[0])
     parser.parse_args(arguments)
     report(read_json(RECORD, None), DOCS)

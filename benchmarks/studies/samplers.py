@@ -24,6 +24,8 @@ from fastgen.functional import noise_key
 
 
 class Solver(NamedTuple):
+    """A sampler with options under which its order is known."""
+
     sampler: str
     options: dict
     order: int
@@ -68,6 +70,7 @@ def order(found: dict[int, float]) -> float:
 
 
 def table() -> list[str]:
+    """The measured orders in Markdown, a row a sampler, a column a schedule."""
     names = list(SCHEDULES)
     lines = [f"| sampler | theory | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for solver, (_, _, theory) in SOLVERS.items():
@@ -167,6 +170,7 @@ t = 1 to t = 0. Heun evaluates the denoiser twice a step. The dotted line is wha
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.samplers", description=__doc__.partition(":\n")[0])
     parser.parse_args(arguments)
     torch.set_num_threads(1)

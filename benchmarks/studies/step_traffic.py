@@ -38,6 +38,8 @@ Make = Callable[[nn.Module, Tensor, Counter], Step]
 
 @dataclass(frozen=True)
 class Row:
+    """A part of one training step."""
+
     step: str
     part: str
     operations: int
@@ -108,6 +110,7 @@ STEPS: dict[str, tuple[Make, bool]] = {
 
 
 def rows(name: str, build: Build = ddpm_cifar10) -> Iterator[Row]:
+    """The parts of a step, a name in STEPS."""
     make, optimized = STEPS[name]
     counter = Counter()
     with FakeTensorMode(allow_non_fake_inputs=True), on_fake_tensors():
@@ -156,6 +159,7 @@ def table(found: list[Row]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     def find() -> list[Row]:
         return [row for name in STEPS for row in rows(name)]
 

@@ -42,6 +42,8 @@ MODEL = UNetConfig(channels=32, multipliers=(1,), blocks=1, attention_levels=(),
 
 @dataclass(frozen=True)
 class Variant:
+    """A training's settings, as of DiffusionConfig and TrainConfig."""
+
     schedule: str = "rectified_flow"
     prediction: str = "flow"
     weighting: str = "uniform"
@@ -83,12 +85,14 @@ class Size:
 
 
 def objective_of(model: nn.Module, variant: Variant, batch: int, **changes: Any) -> fastgen.DiffusionObjective:
+    """The loss of a variant for batches of so many images. changes: of its settings."""
     diffusion = fastgen.Diffusion(variant.schedule, variant.prediction, changes.pop("weighting", variant.weighting))
     settings = {"times": variant.times, "label_dropout": 0.1, "strata": batch} | changes
     return fastgen.DiffusionObjective(model, diffusion, **settings)
 
 
 def network(seed: int, **changes: Any) -> fastgen.UNet:
+    """MODEL with initial weights of a seed. changes: of its settings."""
     torch.manual_seed(seed)
     return fastgen.UNet(SHAPE[0], num_classes=CLASSES, **(asdict(MODEL) | changes))
 
@@ -158,6 +162,7 @@ def judge(model: nn.Module, variant: Variant, size: Size) -> dict[str, float]:
 
 @functools.cache
 def digits(split: str) -> tuple[Tensor, Tensor]:
+    """The images, uint8 (N, 1, 8, 8), and labels (N,) of a split of the digits."""
     data = fastgen.open_dataset("digits", split=split)
     return next(data.batches(len(data)))
 
@@ -231,6 +236,7 @@ def run(size: Size, over: Callable[..., Iterable[Any]] = map) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.training", description=__doc__.partition(":\n")[0])
     parser.parse_args(arguments)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
