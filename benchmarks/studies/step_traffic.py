@@ -27,7 +27,7 @@ from fastgen.device import cast
 from fastgen.functional import noise_key
 from fastgen.models.diffusers_unet import DiffusersUNet
 from fastgen.optim import AdamWEMA
-from fastgen.training.step import train_step
+from fastgen.training.train import train_step
 from fastgen_kernels.dispatch import on_fake_tensors
 
 PARTS = PRODUCTS, NETWORK, LOSS, OPTIMIZER = "convolutions, products", "the network's others", "noise, loss", "clip, AdamW, EMA"

@@ -32,7 +32,7 @@ from fastgen.diffusion.samplers import dpmpp_2m, uniform_times
 from fastgen.functional import noise_key, philox_normal
 from fastgen.optim import constant, power
 from fastgen.training.footprint import footprint
-from fastgen.training.step import learning_rate, train_step
+from fastgen.training.train import learning_rate, train_step
 from fastgen_kernels.adamw_ema import decay_at
 from proof.record import read_json, write_json
 
