@@ -13,6 +13,7 @@ from fastgen.diffusion.generate import generate, in_tiles, sample_labels
 from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS
 from fastgen.functional import noise_key
 from tests.helpers import tiny_runs
+from tests.helpers.all_pairs import all_pairs
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +134,12 @@ class Waits(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "interval": (0.1, 0.5), "rescale": 0.5}])
-@pytest.mark.parametrize("schedule", ["cosine", "rectified_flow"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+GUIDED = {"guidance": 2.0, "interval": (0.1, 0.5), "rescale": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "options"), all_pairs(list(SAMPLERS), ["cosine", "rectified_flow"], [{}, GUIDED])
+)
 def test_no_step_waits_for_the_device(sampler, schedule, options, monkeypatch):
     monkeypatch.setattr("fastgen.diffusion.denoiser.check_label", lambda *_: None)  # it reads labels, before the first step
     for module in ("steps", "edm"):  # as while a CUDA graph is captured: what they check before the first step and after the last

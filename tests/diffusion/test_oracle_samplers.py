@@ -11,9 +11,15 @@ from fastgen.diffusion.samplers import SAMPLERS, karras_times, uniform_times
 from fastgen.diffusion.schedules import SCHEDULES
 from fastgen.functional import noise_key
 
+SOLVERS_AND_SCHEDULES = [  # each solver on three schedules, each schedule with three solvers or more
+    (solver, schedule)
+    for i, solver in enumerate(SOLVERS)
+    for j, schedule in enumerate(SCHEDULES)
+    if (j - 2 * i) % len(SCHEDULES) in (0, 1, 3)
+]
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("solver", SOLVERS)
+
+@pytest.mark.parametrize(("solver", "schedule"), SOLVERS_AND_SCHEDULES)
 def test_the_order_of_convergence_is_the_theorys(solver, schedule):
     """Within the grid, on t from 0.9 to 0.1, where every derivative is finite."""
     found = order(errors(solver, "mixture-1", schedule, 0.9, 0.1, (100, 200)))
@@ -27,8 +33,7 @@ def test_the_order_holds_from_end_to_end_on_edm(solver, least):
     assert order(errors(solver, "mixture-2", "edm", 1.0, 0.0, (75, 150))) > least
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "schedule"), SOLVERS_AND_SCHEDULES)
 def test_from_end_to_end_many_steps_come_to_the_exact_flow(solver, schedule):
     denoise, x, exact = problem("mixture-2", schedule, 1.0, 0.0)
     sampler, options = SAMPLERS[SOLVERS[solver].sampler], SOLVERS[solver].options

@@ -211,19 +211,22 @@ def test_bad_options_are_named(sampler, options, message):
         SAMPLERS[sampler](ideal(), torch.randn(1, 2), uniform_times(2), **options)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+FALLING = "numbers in [0, 1], each below the one before, got"
+TIMES = [
+    ([1.0, 0.3, 0.4, 0.0], f"{FALLING} 0.3, 0.4 at 1"),
+    ([1.0, 0.5, 0.5, 0.0], f"{FALLING} 0.5, 0.5 at 1"),
+    ([0.0, 0.5, 1.0], f"{FALLING} 0, 0.5 at 0"),
+    ([2.0, 0.5, 0.0], f"{FALLING} 2, 0.5 at 0"),
+    ([1.0, 0.5, -0.1], f"{FALLING} 0.5, -0.1 at 1"),
+    ([1.0, math.nan, 0.0], f"{FALLING} 1, nan at 0"),
+    ([1.0], "a vector of at least two numbers, got (1,)"),
+    ([[1.0, 0.0]], "a vector of at least two numbers, got (1, 2)"),
+]
+
+
 @pytest.mark.parametrize(
-    ("times", "message"),
-    [
-        ([1.0, 0.3, 0.4, 0.0], "numbers in [0, 1], each below the one before, got 0.3, 0.4 at 1"),
-        ([1.0, 0.5, 0.5, 0.0], "numbers in [0, 1], each below the one before, got 0.5, 0.5 at 1"),
-        ([0.0, 0.5, 1.0], "numbers in [0, 1], each below the one before, got 0, 0.5 at 0"),
-        ([2.0, 0.5, 0.0], "numbers in [0, 1], each below the one before, got 2, 0.5 at 0"),
-        ([1.0, 0.5, -0.1], "numbers in [0, 1], each below the one before, got 0.5, -0.1 at 1"),
-        ([1.0, math.nan, 0.0], "numbers in [0, 1], each below the one before, got 1, nan at 0"),
-        ([1.0], "a vector of at least two numbers, got (1,)"),
-        ([[1.0, 0.0]], "a vector of at least two numbers, got (1, 2)"),
-    ],
+    ("sampler", "times", "message"),
+    [("ddim", *case) for case in TIMES] + [(name, *TIMES[0]) for name in SAMPLERS if name != "ddim"],
 )
 def test_times_that_do_not_fall_are_named(sampler, times, message):
     with pytest.raises(ValueError, match=r"^times: expected") as error:
@@ -231,8 +234,7 @@ def test_times_that_do_not_fall_are_named(sampler, times, message):
     assert str(error.value) == f"times: expected {message}"
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "value"), [(name, math.nan) for name in SAMPLERS] + [("euler", math.inf)])
 def test_what_a_model_breaks_is_named_with_its_step(sampler, value):
     denoise = ideal()
 
