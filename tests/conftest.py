@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from filelock import FileLock  # torch needs it too
 
 from tests.helpers.command import FRAME
 
@@ -30,6 +31,15 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "gpu" and collection_path.name.startswith("test_"):
         return re.search(r'mark\.(gpu|kernels)|usefixtures\("path"\)', collection_path.read_text()) is None or None
     return None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each of pytest-xdist's processes takes neighbouring tests, which share what their modules make, and helps another when it
+    has none left."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 def pytest_collection_modifyitems(items):
@@ -99,17 +109,36 @@ def done(capsys):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """made_once(name, make): the folder that make(folder) filled, in the first of pytest-xdist's processes that asked for it."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    shared = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
+
+    def made_once(name, make):
+        done = shared / f"{name}-done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder = tmp_path_factory.mktemp(name)
+                make(folder)
+                folder.rename(done)
+        return done
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def trained(made_once):
     """trained("mnist"): the run that `fastgen train mnist` leaves, trained as a user does."""
     from fastgen import load
     from tests.helpers.command import run
 
     @cache
     def trained(preset):
-        folder = tmp_path_factory.mktemp(preset)
-        result = run("train", preset, "--out", "run", cwd=folder)
-        assert result.returncode == 0, result.stderr
-        return load(folder / "run")
+        def train(folder):
+            result = run("train", preset, "--out", "run", cwd=folder)
+            assert result.returncode == 0, result.stderr
+
+        return load(made_once(preset, train) / "run")
 
     return trained
 
@@ -130,12 +159,13 @@ def held_out_digits():
 
 
 @pytest.fixture(scope="session")
-def classifier(held_out_digits):
+def classifier(held_out_digits, made_once):
     """A CNN that knows digits: what it makes of drawn ones is what they are judged by."""
     from benchmarks.studies.digit_classifier import train_classifier
     from fastgen import open_dataset
 
-    model = train_classifier(open_dataset("mnist"))
+    trained = made_once("classifier", lambda folder: torch.save(train_classifier(open_dataset("mnist")), folder / "model.pt"))
+    model = torch.load(trained / "model.pt", weights_only=False)
     image, label = held_out_digits
     with torch.no_grad():
         assert (model(image).argmax(1) == label).float().mean() > 0.97  # a judge that errs would prove nothing

@@ -47,9 +47,7 @@ def test_a_command_that_succeeds_exits_with_0(tmp_path):
     assert run("--version", cwd=tmp_path).stdout == f"fastgen {fastgen.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("smaple",), ("train", "mnist", "--lr", "0"), ("train", "mnist", "--lrr", "1"), ("sample", "none")]
-)
+@pytest.mark.parametrize("arguments", [("train", "mnist", "--lr", "0"), ("sample", "none")])
 def test_bad_input_exits_with_2_and_says_so_on_stderr(arguments, tmp_path):
     shown = run(*arguments, cwd=tmp_path)
     assert (shown.returncode, shown.stdout) == (2, "")

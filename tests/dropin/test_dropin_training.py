@@ -106,7 +106,7 @@ def test_compiles_without_breaks_and_no_oftener_than_before(dynamic):
     for optimized in (False, True):
         torch._dynamo.reset()
         model, (x, t) = make(unet)
-        inputs = [x[:, :, :size, :size].contiguous() for size in (16, 8, 12)]
+        inputs = [x[:, :, :size, :size].contiguous() for size in (8, 12)]
         expected = [model(x, t)[0] for x in inputs]
         if optimized:
             fastgen.optimize(model)
@@ -116,7 +116,7 @@ def test_compiles_without_breaks_and_no_oftener_than_before(dynamic):
             for x, right in zip(inputs * 2, expected * 2, strict=True):
                 torch.testing.assert_close(compiled(x, t)[0], right, rtol=1e-4, atol=1e-5)
         counts.append(counter.frame_count)
-    assert counts[1] <= counts[0] <= 3
+    assert counts[1] <= counts[0] <= len(inputs)
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_exports():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])  # on a CPU "reduce-overhead" is the default
 def test_inductor(mode):
     torch._dynamo.reset()
     model, arguments = make(unet)

@@ -146,10 +146,11 @@ def test_the_objective_is_that_of_a_loop_of_diffusers(scheduler):
 
 
 def test_the_objective_compiles_whole():
+    """Without a graph break. What autograd makes of such graphs is seen with UNets of fastgen and with `optimize`."""
     net = DiffusersUNet(tiny_diffusers.unet(num_class_embeds=11), DDPM, num_classes=10)
     objective = DiffusionObjective(net, Diffusion.from_scheduler(DDPM), label_dropout=0.5)
     x0, label, key = torch.rand(4, 1, 8, 8), torch.arange(4), noise_key(3, samples=4)
-    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(objective, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x0, label, key=key), objective(x0, label, key=key))
 
 

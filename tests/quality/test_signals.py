@@ -7,6 +7,8 @@ from fastgen import Diffusion, DiffusionObjective, UNet, train_step
 from fastgen.diffusion.samplers import ddpm, euler, uniform_times
 from fastgen.functional import noise_key, philox_normal
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 32
 
 
