@@ -159,8 +159,8 @@ def test_one_feature_has_a_picture(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": DataConfig("wine", flip=True)}, "data.flip: expected False for values"),
-        ({"data": DataConfig("wine", shift=1)}, "data.shift: expected 0 for values"),
+        ({"data": DataConfig("wine", flip=True)}, "data.flip: expected False for tables and signals"),
+        ({"data": DataConfig("wine", shift=1)}, "data.shift: expected 0 for tables and signals"),
         ({"model": VAEConfig(), "diffusion": None}, "model: expected a UNet for values, got VAE"),
         ({"data": DataConfig("wine", size=8)}, "size and channels are for images"),
         ({"data": DataConfig("digits", "values")}, '"digits" has images'),
