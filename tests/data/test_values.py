@@ -90,7 +90,7 @@ def test_a_description_builds_a_model_that_takes_them(shape):
         ((5,), {"model": VAEConfig(), "diffusion": None}, "model: expected a UNet for values, got VAE, which is for images"),
         ((5, 8), {"model": ConvVAEConfig(), "diffusion": None}, "got ConvVAE, which is for images"),
         ((5,), {"model": DiffusersConfig()}, "got Diffusers, which is for images"),
-        ((5,), {"diffusion": DiffusionConfig(condition="hole")}, "diffusion.condition: expected none for tables and signals, got 'hole'"),
+        ((5,), {"diffusion": DiffusionConfig(condition="hole")}, "diffusion.condition: expected none for tables and signals"),
         ((5,), {"data": {"flip": True}}, "data.flip: expected False for tables and signals, got True"),
         ((5,), {"data": {"shift": 2}}, "data.shift: expected 0 for tables and signals, got 2"),
         (
