@@ -5,37 +5,35 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastgen.diffusion.generate import in_tiles, sample_labels
 from fastgen.errors import expect
 from fastgen.functional import noise_key
-from fastgen.runs.run import Run
+from fastgen.runs.run import Run, in_batches, sample_labels
 
 Label = int | Sequence[int] | None
-Callback = Callable[[int, Tensor, Tensor], None]
 
 
 @torch.no_grad()
-def in_batches(
-    run: Run, n: int, label: Label, seed: int, size: int, draw: Callable[[slice, Tensor, Tensor | None], Tensor]
-) -> Tensor:
-    """draw(rows, key, label) for n samples, at most `size` at a time, in the run's precision; on the CPU. Sample i has the key of
-    its number and the label i of `label`, one for all or a list in turn; no label where that is None."""
+def draw_each(run: Run, draw: Callable[..., Tensor], label: Label, seed: int, batch_size: int, *each: Tensor) -> Tensor:
+    """draw(*rows of each, key, label) for at most `batch_size` rows at a time of each, (N, ...), on the run's device and in its
+    precision: (N, ...) on the CPU. key: int64 (n, 4), the rows' own by their number. label: int64 (n,), `label` for all or its
+    entries in turn; None where that is None.
+
+    Raises ValueError for a label that the model does not have and a batch_size below 1."""
+    n = len(each[0])
     labels = None if label is None else sample_labels(n, run.num_classes, label)
+    key = noise_key(seed, samples=n, device=run.device)
 
-    def tile(part: range) -> Tensor:
-        rows = slice(part.start, part.stop)
+    def draw_batch(*rows: Tensor | None) -> Tensor:
         with run.autocast():
-            return draw(
-                rows, noise_key(seed, samples=part, device=run.device), None if labels is None else labels[rows].to(run.device)
-            )
+            return draw(*(None if x is None else x.to(run.device) for x in rows))
 
-    return in_tiles(tile, range(n), size)
+    return in_batches(draw_batch, batch_size, *each, key, labels)
 
 
 def expect_run_of_images(run: Run) -> None:
     """Raises ValueError for a run of values."""
     if run.values is not None:
-        raise ValueError(f"run: expected one of images, got one of values, {str(run.path)!r}, which can be drawn from alone")
+        raise ValueError(f"run: expected one of images, got one of values, {str(run.path)!r}, which `sample` alone takes")
 
 
 def check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,15 +1,14 @@
 """Changing images by noising them and drawing on (SDEdit, Meng et al. 2022, arXiv:2108.01073, algorithm 1)."""
 
-from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
 from fastgen import noise_streams
-from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
-from fastgen.config.sampling import Sampling
-from fastgen.diffusion.generate import time_grid
-from fastgen.diffusion.samplers import SAMPLERS
+from fastgen.applications.batches import Label, check_images, draw_each, expect_run_of_images
+from fastgen.config.sampling import Sampling, SamplingOptions, with_options
+from fastgen.diffusion.samplers import SAMPLERS, Callback
+from fastgen.diffusion.time_grids import time_grid
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, q_sample
 from fastgen.pixels import signed_to_uint8, uint8_to_signed
@@ -25,33 +24,33 @@ def edit(
     guide: Run | None = None,
     batch_size: int = 64,
     callback: Callback | None = None,
-    **settings: Any,
+    settings: Sampling | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> Tensor:
     """The images, uint8 (N, C, H, W), noised to t = strength in [0, 1] and drawn from there, under a label where one is given.
 
     strength 0 gives the images back, 1 draws new ones. The steps of the sampler that lie below strength are made. guide,
-    batch_size, callback, settings: as for Run.sample. Raises ValueError for what the model cannot do.
+    batch_size, callback, settings, options: as for Run.sample, and so are the errors.
     """
     expect_run_of_images(run)
     check_images("images", images, run.shape)
-    options = Sampling(**settings)
-    sampler = lookup("sampler", options.sampler, SAMPLERS)
-    fewer = replace(options, steps=steps_of(strength, options.steps))
+    chosen = with_options(settings, options)
+    sampler = lookup("sampler", chosen.sampler, SAMPLERS)
+    steps = steps_below(strength, chosen.steps)
 
-    def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
-        denoise = run.denoiser(label, options, guide=guide)
+    def draw(images: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
+        denoise = run.denoiser(label, chosen, guide=guide)
         if strength == 0:
-            return images[rows]
-        times = strength * time_grid(denoise.schedule, fewer, run.device)
-        alpha, sigma = (f(times[0]).expand(len(key)) for f in (denoise.schedule.alpha, denoise.schedule.sigma))
-        x0 = uint8_to_signed(images[rows].to(run.device))
-        x = q_sample(x0, alpha, sigma, key=at(key, stream=noise_streams.START), target=None)
+            return images
+        times = strength * time_grid(denoise.schedule, chosen.times, steps, run.device)
+        alpha, sigma = (level.expand(len(key)) for level in denoise.schedule.marginal(times[0]))
+        x = q_sample(uint8_to_signed(images), alpha, sigma, key=at(key, stream=noise_streams.START), target=None)
         return signed_to_uint8(sampler(denoise, x, times, key=key, callback=callback))
 
-    return in_batches(run, len(images), label, options.seed, batch_size, draw)
+    return draw_each(run, draw, label, chosen.seed, batch_size, images)
 
 
-def steps_of(strength: float, steps: int) -> int:
+def steps_below(strength: float, steps: int) -> int:
     """How many of `steps` lie below t = strength; one at least. Raises ValueError for a strength that is not in [0, 1]."""
     expect("strength", strength, 0 <= strength <= 1, "a number in [0, 1]")
     return max(1, round(strength * steps))

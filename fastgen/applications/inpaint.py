@@ -1,17 +1,19 @@
 """Filling holes in images."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from fastgen import noise_streams
-from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
-from fastgen.config.sampling import Sampling
+from fastgen.applications.batches import Label, check_images, draw_each, expect_run_of_images
+from fastgen.config.sampling import Sampling, SamplingOptions, with_options
 from fastgen.diffusion.conditions import Hole, with_hole
-from fastgen.diffusion.generate import time_grid
-from fastgen.diffusion.samplers import SAMPLERS
+from fastgen.diffusion.denoiser import Denoise
+from fastgen.diffusion.samplers import SAMPLERS, Callback
 from fastgen.diffusion.schedules import Schedule
+from fastgen.diffusion.time_grids import time_grid
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, philox_normal
 from fastgen.pixels import signed_to_uint8, uint8_to_signed
@@ -29,14 +31,15 @@ def inpaint(
     guide: Run | None = None,
     batch_size: int = 64,
     callback: Callback | None = None,
-    **settings: Any,
+    settings: Sampling | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> Tensor:
     """The images, uint8 (N, C, H, W), with what `hole`, bool (N, 1, H, W), marks drawn anew; every other pixel is as it was.
 
     resample: how often each stretch of `jump` steps is made, with steps back to noise between, so that the filling comes to fit
-    its surroundings (RePaint). label: what the images are of, where that is known. guide, batch_size, callback, settings: as for
-    Run.sample. The run may be one that draws, or one trained with the condition hole. Raises ValueError for what the model
-    cannot do.
+    its surroundings (RePaint). label: what the images are of, where that is known. guide, batch_size, callback, settings,
+    options: as for Run.sample, and so are the errors. The run may be one without a condition, or one trained with the condition
+    hole.
     """
     expect("resample", resample, resample >= 1, "a whole number >= 1")
     expect("jump", jump, jump >= 1, "a whole number >= 1")
@@ -45,27 +48,26 @@ def inpaint(
     expected = (len(images), 1, *run.shape[1:])
     fits = hole.dtype == torch.bool and tuple(hole.shape) == expected
     expect("hole", f"{str(hole.dtype).removeprefix('torch.')} {tuple(hole.shape)}", fits, f"bool {expected}")
-    options = Sampling(**settings)
-    sampler = lookup("sampler", options.sampler, SAMPLERS)
+    chosen = with_options(settings, options)
+    sampler = lookup("sampler", chosen.sampler, SAMPLERS)
 
-    def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
-        image, missing = images[rows].to(run.device), hole[rows].to(run.device)
+    def draw(image: Tensor, missing: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
         x0 = uint8_to_signed(image)
         beside = with_hole(x0, missing) if isinstance(run.condition, Hole) else None
-        denoise = KnownElsewhere(run.denoiser(label, options, guide=guide, beside=beside), x0, missing)
-        times = time_grid(denoise.schedule, options, run.device)
+        denoise = KnownElsewhere(run.denoiser(label, chosen, guide=guide, beside=beside), x0, missing)
+        times = time_grid(denoise.schedule, chosen.times, chosen.steps, run.device)
         alpha, sigma = denoise.schedule.marginal(times[0])
         x = alpha * x0.masked_fill(missing, 0) + sigma * philox_normal(x0.shape, at(key, stream=noise_streams.START))
         x = repaint(sampler, denoise, x, times, key, resample=resample, jump=jump, callback=callback)
         return torch.where(missing, signed_to_uint8(x), image)
 
-    return in_batches(run, len(images), label, options.seed, batch_size, draw)
+    return draw_each(run, draw, label, chosen.seed, batch_size, images, hole)
 
 
 class KnownElsewhere:
     """denoise(x_t, t) with x0 (N, C, H, W) for its answer outside of the hole, bool (N, 1, H, W)."""
 
-    def __init__(self, denoise: Any, x0: Tensor, hole: Tensor):
+    def __init__(self, denoise: Denoise, x0: Tensor, hole: Tensor):
         self.denoise, self.x0, self.hole = denoise, x0, hole
 
     @property
@@ -78,7 +80,15 @@ class KnownElsewhere:
 
 
 def repaint(
-    sampler: Any, denoise: Any, x: Tensor, times: Tensor, key: Tensor, *, resample: int, jump: int, callback: Callback | None
+    sampler: Callable[..., Tensor],
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    key: Tensor,
+    *,
+    resample: int,
+    jump: int,
+    callback: Callback | None,
 ) -> Tensor:
     """The sampler over stretches of `jump` steps, each made `resample` times, going back to where it began between them (RePaint,
     Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1 and section 4.2). A sampler that remembers steps forgets them there."""

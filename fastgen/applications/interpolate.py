@@ -1,15 +1,15 @@
 """From one image to another through the noise that gives them (DDIM, Song et al. 2021, arXiv:2010.02502, section 5.3)."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from fastgen.applications.batches import Callback, check_images, expect_run_of_images, in_batches
-from fastgen.config.sampling import Sampling
-from fastgen.diffusion.denoiser import Denoiser
-from fastgen.diffusion.generate import time_grid
-from fastgen.diffusion.samplers import ddim
+from fastgen.applications.batches import Label, check_images, draw_each, expect_run_of_images
+from fastgen.config.sampling import Sampling, SamplingOptions, with_options
+from fastgen.diffusion.denoiser import Denoise
+from fastgen.diffusion.samplers import Callback, coefficients, ddim
+from fastgen.diffusion.time_grids import time_grid
 from fastgen.errors import expect
 from fastgen.functional import sampler_step
 from fastgen.pixels import signed_to_uint8, uint8_to_signed
@@ -22,51 +22,50 @@ def interpolate(
     b: Tensor,
     n: int = 8,
     *,
-    label: int | None = None,
+    label: Label = None,
     guide: Run | None = None,
     batch_size: int = 64,
     callback: Callback | None = None,
-    **settings: Any,
+    settings: Sampling | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> Tensor:
     """n images from a to b, each uint8 (C, H, W): uint8 (n, C, H, W). The first and the last are a and b as the model gives them
     back, the nearer the more steps are made.
 
-    label: of both, where they have the same. guide, batch_size, callback, settings: as for Run.sample, but for the sampler, which
-    is DDIM. Raises ValueError for what the model cannot do.
+    label: of both, where they have the same. guide, batch_size, callback, settings, options: as for Run.sample, but for the
+    sampler, which is DDIM, and so are the errors.
     """
     expect("n", n, n >= 2, "a whole number >= 2")
     expect_run_of_images(run)
     check_images("a", a[None], run.shape)
     check_images("b", b[None], run.shape)
-    options = Sampling(**settings)
-    expect("sampler", options.sampler, options.sampler in ("ddim", "euler"), "ddim, the one that is followed backwards")
+    chosen = with_options(settings, options)
+    expect("sampler", chosen.sampler, chosen.sampler in ("ddim", "euler"), "ddim, the one that is followed backwards")
     weights = torch.linspace(0, 1, n, device=run.device)
 
-    def ends(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
-        x0 = uint8_to_signed(torch.stack([a, b])[rows].to(run.device))
-        denoise = run.denoiser(label, options, guide=guide)
-        return invert(denoise, x0, time_grid(denoise.schedule, options, run.device))
+    def noise_of(images: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
+        denoise = run.denoiser(label, chosen, guide=guide)
+        return invert(denoise, uint8_to_signed(images), time_grid(denoise.schedule, chosen.times, chosen.steps, run.device))
 
-    noise = in_batches(run, 2, label, options.seed, batch_size, ends).to(run.device)
+    noise = draw_each(run, noise_of, label, chosen.seed, batch_size, torch.stack([a, b])).to(run.device)
 
-    def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
-        x = slerp(noise[:1], noise[1:], weights[rows])
-        denoise = run.denoiser(label, options, guide=guide)
-        return signed_to_uint8(ddim(denoise, x, time_grid(denoise.schedule, options, run.device), callback=callback))
+    def draw(weights: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
+        denoise = run.denoiser(label, chosen, guide=guide)
+        times = time_grid(denoise.schedule, chosen.times, chosen.steps, run.device)
+        return signed_to_uint8(ddim(denoise, slerp(noise[:1], noise[1:], weights), times, callback=callback))
 
-    return in_batches(run, n, label, options.seed, batch_size, draw)
+    return draw_each(run, draw, label, chosen.seed, batch_size, weights)
 
 
-def invert(denoise: Denoiser, x: Tensor, times: Tensor) -> Tensor:
+def invert(denoise: Denoise, x: Tensor, times: Tensor) -> Tensor:
     """The noise at times[0] from which DDIM comes to x at times[-1] (equation 14, backwards): each step takes eps_hat, which it
     would have taken at its far end, from its near one."""
     alpha, sigma = denoise.schedule.marginal(times)
     grow = alpha[:-1] / alpha[1:]
     eps = (sigma[:-1] - grow * sigma[1:]) / sigma[:-1]  # times x - alpha · x0_hat
-    zero = torch.zeros_like(eps)
-    coefficients = torch.stack([grow + eps, -eps * alpha[:-1], zero, zero], dim=1)
+    rows = coefficients(grow + eps, -eps * alpha[:-1])
     for i in reversed(range(len(times) - 1)):
-        x = sampler_step(x, denoise(x, times[i]), coefficients[i])
+        x = sampler_step(x, denoise(x, times[i]), rows[i])
     return x
 
 

@@ -1,14 +1,14 @@
 """Enlarging images with a model that sees the small image beside its noise (SR3, Saharia et al. 2021, arXiv:2104.07636)."""
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
-from fastgen.applications.batches import Callback, Label, check_images, expect_run_of_images, in_batches
-from fastgen.config.sampling import Sampling
+from fastgen.applications.batches import Label, check_images, draw_each, expect_run_of_images
+from fastgen.config.sampling import Sampling, SamplingOptions, with_options
 from fastgen.diffusion.conditions import LowResolution, enlarged
-from fastgen.diffusion.generate import generate
-from fastgen.pixels import uint8_to_signed
+from fastgen.diffusion.samplers import Callback, generate
+from fastgen.pixels import signed_to_uint8, uint8_to_signed
 from fastgen.runs.run import Run
 
 
@@ -20,24 +20,25 @@ def upscale(
     guide: Run | None = None,
     batch_size: int = 64,
     callback: Callback | None = None,
-    **settings: Any,
+    settings: Sampling | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> Tensor:
     """uint8 (N, C, h, w) as uint8 (N, C, H, W), the size of the run's images, its factor times h by w.
 
-    label: what the images are of, where that is known. guide, batch_size, callback, settings: as for Run.sample. Raises
-    ValueError for a run that was not trained with the condition low_resolution, and for images of another size.
+    label: what the images are of, where that is known. guide, batch_size, callback, settings, options: as for Run.sample,
+    and so are the errors; ValueError, too, for a run that was not trained with the condition low_resolution, and for images of
+    another size.
     """
     expect_run_of_images(run)
     check_images("images", images, small_shape(run))
     factor = run.shape[1] // images.shape[2]
-    options = Sampling(**settings)
+    chosen = with_options(settings, options)
 
-    def draw(rows: slice, key: Tensor, label: Tensor | None) -> Tensor:
-        small = uint8_to_signed(images[rows].to(run.device))
-        denoise = run.denoiser(label, options, guide=guide, beside=enlarged(small, factor))
-        return generate(denoise, run.shape, key, options, callback)
+    def draw(images: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
+        denoise = run.denoiser(label, chosen, guide=guide, beside=enlarged(uint8_to_signed(images), factor))
+        return signed_to_uint8(generate(denoise, run.shape, key, chosen, callback))
 
-    return in_batches(run, len(images), label, options.seed, batch_size, draw)
+    return draw_each(run, draw, label, chosen.seed, batch_size, images)
 
 
 def small_shape(run: Run) -> tuple[int, int, int]:

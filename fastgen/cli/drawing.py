@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import tyro
 
@@ -22,10 +22,10 @@ class DrawingOptions:
     run: tyro.conf.Positional[Path]
     """The folder of a training run."""
     label: tuple[int, ...] = ()
-    """Their classes, one for all or several in turn."""
+    """Classes, one for all or several in turn."""
     settings: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     guide: Path | None = None
-    """A weaker run to guide away from, instead of no class."""
+    """A weaker run for autoguidance, in place of the unconditional model."""
     out: Path | None = None
     """Of images a .png, a .npz for arrays, or a folder for a PNG each; of values a .csv (tables alone), a .npz or a .npy; in RUN
     when not given."""
@@ -54,11 +54,18 @@ class ImageOptions(DrawingOptions):
         expect("n", self.n, self.n >= 1, "a whole number >= 1")
 
 
-def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> tuple["Run", Path, dict[str, Any]]:
+class Drawing(TypedDict):
+    """What `Run.sample` and the applications take alike."""
+
+    label: tuple[int, ...] | None
+    guide: "Run | None"
+    batch_size: int
+    settings: Sampling
+
+
+def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> tuple["Run", Path, Drawing]:
     """The run, where the results go (`name` in it by default), and what `Run.sample` and the applications take alike. Raises
     ValueError for a run of values, unless the command takes one."""
-    from dataclasses import asdict
-
     from fastgen.applications.batches import expect_run_of_images
     from fastgen.files import images
     from fastgen.files import values as value_files
@@ -72,11 +79,11 @@ def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> 
         out = options.out or options.run / name
         images.check_out(out)
     else:
-        expect("preview_every", options.preview_every, options.preview_every is None, "none for values, which are no images")
+        expect("preview_every", options.preview_every, options.preview_every is None, "none for tables and signals")
         out = options.out or options.run / value_files.default_name(run.values)
         value_files.check_out(out, run.values)
-    shared = {"label": options.label or None, "guide": guide, "batch_size": options.batch_size}
-    return run, out, shared | asdict(options.settings)
+    label = options.label or None
+    return run, out, {"label": label, "guide": guide, "batch_size": options.batch_size, "settings": options.settings}
 
 
 @contextmanager

@@ -1,84 +1,100 @@
-"""denoise(x_t, t) -> x0_hat: a network, its conditions and how they guide it."""
+"""denoise(x_t, t) -> x0_hat: the contract, and a network with its conditions and guidance that keeps it."""
 
-import math
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastgen.diffusion.prediction import PREDICTIONS, Prediction
+from fastgen.config.sampling import Guidance
 from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import expect
 from fastgen.functional import to_x0
 
-ALWAYS = (0.0, 1.0)
+ALWAYS = Guidance().interval
+
+
+class Denoise(Protocol):
+    """The contract of samplers, likelihoods and applications: denoise(x_t, t) -> x0_hat, an estimate of the clean sample.
+
+    x_t: (N, *S) floating, alpha(t)·x0 + sigma(t)·eps on `schedule`. t: (N,) or 0-dim, in [0, 1]. x0_hat: of x_t's shape. Whatever
+    can be called so and has a schedule is one."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+def expect_denoise(denoise: object) -> None:
+    """Raises TypeError for what cannot be called or has no schedule: a network, say, or a function."""
+    if not callable(denoise) or getattr(denoise, "schedule", None) is None:
+        found = f"{type(denoise).__name__} {getattr(denoise, '__qualname__', '')}".rstrip()
+        raise TypeError(f"denoise: expected a callable with a .schedule, as Diffusion.denoiser makes it, got {found}")
 
 
 class Denoiser:
     """denoise(x_t, t) -> x0_hat, the network's estimate of the clean sample.
 
     x_t: (N, C, *S). t: (N,) or a 0-dim tensor on x_t's device. label: int64 (N,). context: (N, L, D).
+    preconditioning(alpha, sigma) -> c_in, c_skip, c_out: what the network predicts, a row of `PREDICTIONS`.
 
-    guidance: w of out = other + w · (net(x_t, label, context) - other), where w = 1 is the network itself, in one forward of N.
-    What `other` is makes the kind of guidance:
+    guidance.guidance: w of out = other + w · (net(x_t, label, context) - other), where w = 1 is the network itself, in one
+    forward of N. What `other` is makes the kind of guidance:
       by default           the network without a condition: the null label, a context of zeros (classifier-free guidance, Ho &
                            Salimans 2022, arXiv:2207.12598, eq. 6), in one forward of 2N
-      negative_label,      the network under the condition to keep away from, of label's and context's shape, in the same forward
+      negative_label,      the network under a negative condition, of label's and context's shape, in the same forward
       negative_context
       guide                a weaker network that predicts the same, under the same condition unless a negative one is given
                            (autoguidance, Karras et al. 2024, arXiv:2406.02507, section 4)
 
-    interval: w acts where low < t <= high, and is 1 elsewhere (Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3,
+    guidance.interval: w acts where low < t <= high, and is 1 elsewhere (Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3,
     in t for sigma). Every step computes `other`, so that none waits for the device.
-    rescale: phi in [0, 1] brings the deviation of the guided output back to that of the network's own, sample by sample (Lin et
-    al. 2023, arXiv:2305.08891, section 3.4).
+    guidance.rescale: phi in [0, 1] brings the deviation of the guided output back to that of the network's own, sample by sample
+    (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     clip: x0_hat is clamped to [-clip, clip] where it is given.
 
-    Raises ValueError for guidance that is not finite, or other than 1 with nothing to guide away from, a label that the network
-    does not have, a negative condition of another shape, an interval or rescale out of range.
+    Raises ValueError for guidance other than 1 without a label, a context or a guide, a label that the network does not have, a
+    negative condition of another shape.
     """
 
     def __init__(
         self,
         schedule: Schedule,
-        prediction: Prediction,
+        preconditioning: Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor, Tensor]],
         net: nn.Module,
+        guidance: Guidance,
         *,
         label: Tensor | None = None,
         context: Tensor | None = None,
-        guidance: float = 1.0,
         negative_label: Tensor | None = None,
         negative_context: Tensor | None = None,
         guide: nn.Module | None = None,
-        interval: tuple[float, float] = ALWAYS,
-        rescale: float = 0.0,
         clip: float | None = None,
     ):
-        expect("guidance", guidance, math.isfinite(guidance), "a finite number")
-        expect("interval", interval, 0 <= interval[0] < interval[1] <= 1, "two numbers with 0 <= low < high <= 1")
-        expect("rescale", rescale, 0 <= rescale <= 1, "a number in [0, 1]")
         check_label("label", label, net)
-        self.schedule, self.prediction, self.net, self.label, self.context = schedule, prediction, net, label, context
-        self.guidance, self.guide, self.interval, self.rescale, self.clip = guidance, guide, interval, rescale, clip
-        if guidance != 1:
+        self.schedule, self.preconditioning, self.net, self.label, self.context = schedule, preconditioning, net, label, context
+        self.guidance, self.guide, self.clip = guidance, guide, clip
+        if guidance.guidance != 1:
             given = any(c is not None for c in (label, context, guide))
-            expect("guidance", guidance, given, "1 where there is neither label nor context")
+            expect("guidance", guidance.guidance, given, "1 where there is neither label nor context")
             null = null_label(net)
             known = label is None or guide is not None or negative_label is not None or null is not None
-            expect("guidance", guidance, known, "1 for a network without a null label")
+            expect("guidance", guidance.guidance, known, "1 for a network without a null label")
             self.other_label = _other("label", label, negative_label, guide, null)
             self.other_context = _other("context", context, negative_context, guide, 0.0)
             check_label("negative_label", self.other_label, guide or net)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """x0_hat, of the shape and dtype of x, (N, C, *S); t: (N,) or 0-dim."""
         t = t.expand(x.shape[0])
-        c_in, c_skip, c_out = PREDICTIONS[self.prediction](*self.schedule.marginal(t))
-        x_in = x if c_in is None else x * _per_sample(c_in, x)
-        if self.guidance == 1:
+        c_in, c_skip, c_out = self.preconditioning(*self.schedule.marginal(t))
+        x_in = x if c_in is None else x * c_in.view(-1, *[1] * (x.dim() - 1))
+        if self.guidance.guidance == 1:
             x0 = to_x0(self.net(x_in, t, self.label, self.context), x, c_skip, c_out)
         else:
             out, other = self._out_and_other(x_in, t)
             w = self._weight(t)
-            factor = rescaling(out, other, w, self.rescale)
+            factor = rescaling(out, other, w, self.guidance.rescale)
             x0 = to_x0(out, x, c_skip, c_out if factor is None else c_out * factor, uncond=other, guidance=w)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
@@ -91,10 +107,10 @@ class Denoiser:
 
     def _weight(self, t: Tensor) -> float | Tensor:
         """w, or w by sample where it acts at some times only: chosen on the device."""
-        if self.interval == ALWAYS:
-            return self.guidance
-        low, high = self.interval
-        return torch.where((t > low) & (t <= high), torch.full_like(t, self.guidance), 1.0)
+        w, (low, high) = self.guidance.guidance, self.guidance.interval
+        if (low, high) == ALWAYS:
+            return w
+        return torch.where((t > low) & (t <= high), torch.full_like(t, w), 1.0)
 
 
 def rescaling(out: Tensor, other: Tensor, w: float | Tensor, phi: float) -> Tensor | None:
@@ -129,7 +145,7 @@ def check_label(argument: str, label: Tensor | None, net: nn.Module) -> None:
 def _other(
     name: str, condition: Tensor | None, negative: Tensor | None, guide: nn.Module | None, null: float | None
 ) -> Tensor | None:
-    """The condition that is guided away from."""
+    """The condition of `other`."""
     if negative is not None:
         shape = None if condition is None else tuple(condition.shape)
         expect(f"negative_{name}", tuple(negative.shape), tuple(negative.shape) == shape, f"the shape of {name}, {shape}")
@@ -139,7 +155,3 @@ def _other(
 
 def _pair(condition: Tensor | None, other: Tensor | None) -> Tensor | None:
     return None if condition is None or other is None else torch.cat([condition, other])
-
-
-def _per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
-    return coefficient.view(-1, *[1] * (x.dim() - 1))

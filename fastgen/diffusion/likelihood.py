@@ -1,6 +1,6 @@
 """How likely a diffusion model finds data: by the probability-flow ODE, and as a variational bound.
 
-Both take `denoise` with its schedule and a falling grid of `times` as the samplers do, here ending before t = 0, where noise is
+Both take a `Denoise` and a falling grid of `times`, (steps + 1,), as the samplers do, here ending before t = 0, where noise is
 left: `samplers.log_snr_times(schedule, steps)[:-1]` say. Their prior is what samplers start from, N(0, sigma(times[0])²).
 """
 
@@ -12,22 +12,27 @@ import torch
 from torch import Tensor
 
 from fastgen import noise_streams
+from fastgen.diffusion.denoiser import Denoise, expect_denoise
+from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import lookup
 from fastgen.functional import at, fresh_key, philox_normal, q_sample
 
 __all__ = ["VLB", "bits_per_dim", "log_likelihood", "vlb"]
 
 
-def log_likelihood(denoise, x: Tensor, times: Tensor, *, divergence: str = "exact", key: Tensor | None = None) -> Tensor:
+def log_likelihood(
+    denoise: Denoise, x: Tensor, times: Tensor, *, divergence: str = "exact", key: Tensor | None = None
+) -> Tensor:
     """log p(x) of the density at t = times[-1], (N,) nats, fp64 (Song et al. 2021, arXiv:2011.13456, eq. 39).
 
     The ODE is solved by Heun's method on the grid's points in the angle phi = atan(sigma / alpha), where it is
     d(x/r) / dphi = v_hat, with r² = alpha² + sigma² (Salimans & Ho 2022, arXiv:2202.00512, appendix D): finite from end to end.
-    x: (N, ...). divergence: "exact", a backward pass for each element of a sample, or "hutchinson", one for all, unbiased, with
+    x: (N, ...) floating. key: int64 (N, 4), from torch's generator when None. divergence: "exact", a backward pass for each element of a sample, or "hutchinson", one for all, unbiased, with
     random signs from `key` (eq. 40).
 
-    Raises ValueError for another divergence, and for times that end at 0.
+    Raises TypeError for a denoise without a schedule, ValueError for another divergence and for times that end at 0.
     """
+    expect_denoise(denoise)
     divergence_of = lookup("divergence", divergence, _DIVERGENCES)
     alpha, sigma = _noise_levels(denoise.schedule, times)
     scale, angle = torch.hypot(alpha, sigma).flip(0), torch.atan2(sigma, alpha).flip(0)
@@ -64,15 +69,16 @@ class VLB(NamedTuple):
 
 
 @torch.no_grad()
-def vlb(denoise, x0: Tensor, times: Tensor, *, levels: int | None = None, key: Tensor | None = None) -> VLB:
+def vlb(denoise: Denoise, x0: Tensor, times: Tensor, *, levels: int | None = None, key: Tensor | None = None) -> VLB:
     """The variational bound of a chain on the grid's points, with one draw of noise for each (Kingma et al. 2021,
     arXiv:2107.00630, eq. 11 to 14).
 
     x0: (N, ...) in [-1, 1]. levels: how many values an element may have, evenly in [-1, 1], 256 for images: the bound is then on
     their probability; on the density where None.
 
-    Raises ValueError for times that end at 0.
+    Raises TypeError for a denoise without a schedule, ValueError for times that end at 0.
     """
+    expect_denoise(denoise)
     alpha, sigma = _noise_levels(denoise.schedule, times)
     snr = (alpha / sigma) ** 2
     key = fresh_key(x0.shape[0], x0.device) if key is None else key
@@ -100,11 +106,11 @@ def vlb(denoise, x0: Tensor, times: Tensor, *, levels: int | None = None, key: T
 
 
 def bits_per_dim(nats: Tensor, x: Tensor) -> Tensor:
-    """Nats of each sample, (N,), in bits for each of its elements."""
+    """Nats of each sample, (N,), as bits for each of the elements of a sample of x, (N, ...): (N,)."""
     return nats / (x[0].numel() * math.log(2))
 
 
-def _noise_levels(schedule, times: Tensor) -> tuple[Tensor, Tensor]:
+def _noise_levels(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
     alpha, sigma = schedule.marginal(times.double())
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not bool(sigma[-1] > 0):
         raise ValueError(

@@ -3,23 +3,21 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from fastgen import noise_streams
 from fastgen.config.files import load_yaml
-from fastgen.config.sampling import Sampling
+from fastgen.config.sampling import Sampling, SamplingOptions, with_options
 from fastgen.config.schema import TrainConfig
 from fastgen.cuda_graph import Graphed
 from fastgen.data.units import Values, from_document, to_document
 from fastgen.device import autocast, place, resolve_device
 from fastgen.diffusion.conditions import Beside, Condition, make_condition
 from fastgen.diffusion.denoiser import Denoiser
-from fastgen.diffusion.generate import generate, in_tiles, sample_labels
-from fastgen.diffusion.process import Diffusion
-from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS
+from fastgen.diffusion.process import PREDICTIONS, Diffusion
+from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, Callback, generate
 from fastgen.errors import expect, lookup
 from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
@@ -54,44 +52,42 @@ class Run:
         batch_size: int = 64,
         guide: "Run | None" = None,
         cuda_graph: bool = False,
-        callback: Callable[[int, Tensor, Tensor], None] | None = None,
-        **settings: Any,
+        callback: Callback | None = None,
+        settings: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> tuple[Tensor, Tensor | None]:
         """n images, uint8 (n, C, H, W) on the CPU, or values in their own units, fp32 (n, *shape), and their labels, int64 (n,)
         or None.
 
         label: one class for all, or a list that is repeated; by default every class in turn. first: the first image's number:
         image i depends on the seed and i, not on n, first or batch_size, which is halved where memory does not suffice. guide: a
-        weaker run to guide away from, instead of no label. cuda_graph: the work of a batch is recorded once and replayed.
-        callback(i, x, x0_hat): after step i of a batch. settings: those of `Sampling`: guidance, steps, sampler, seed, and so
-        on. Raises ValueError for what the model cannot do.
+        weaker run for autoguidance, in place of the unconditional model. cuda_graph: the work of a batch is recorded once and
+        replayed. callback(i, x, x0_hat): after step i of a batch. settings, and over them options, which are the fields of
+        `Sampling`: guidance, steps, sampler, seed, and so on. Raises ValueError for what the model cannot do, TypeError for an
+        option that there is not, FloatingPointError where the network's output is not finite.
         """
         expect("n", n, n >= 1, "a whole number >= 1")
         expect("first", first, 0 <= first < 2**32 - n, "a whole number >= 0")
         expect("cuda_graph", cuda_graph, not cuda_graph or self.device.type == "cuda", f"False on a {self.device.type}")
         expect("cuda_graph", cuda_graph, not cuda_graph or callback is None, "False with a callback, which a graph cannot call")
-        options = Sampling(**settings)
-        lookup("sampler", options.sampler, SAMPLERS)
-        lookup("times", options.times, TIME_GRIDS)
-        labels = sample_labels(n, self.num_classes, label, first)
-        guided = options.guidance == 1 or labels is not None or guide is not None
-        expect("guidance", options.guidance, guided, "1, since the model has no classes")
+        chosen = with_options(settings, options)
+        if self.diffusion is None:  # a VAE takes no steps: what none could take is refused all the same
+            lookup("sampler", chosen.sampler, SAMPLERS)
+            lookup("times", chosen.times, TIME_GRIDS)
+            expect("guidance", chosen.guidance, chosen.guidance == 1, "1, since the model has no classes")
 
-        shape, decode = (self.shape, signed_to_uint8) if self.values is None else (self.values.network_shape, Tensor.float)
-
-        def samples(key: Tensor, label: Tensor | None) -> Tensor:
+        def draw(key: Tensor, label: Tensor | None) -> Tensor:
             if isinstance(self.model, VariationalAutoencoder):
                 return unit_to_uint8(self.model.sample(len(key), key=key)).view(-1, *self.shape)
+            shape = self.shape if self.values is None else self.values.network_shape
             with self.autocast():
-                return generate(self.denoiser(label, options, guide=guide), shape, key, options, callback, decode)
+                x0 = generate(self.denoiser(label, chosen, guide=guide), shape, key, chosen, callback)
+            return x0.float() if self.values is not None else signed_to_uint8(x0)
 
-        draw = Graphed(samples) if cuda_graph else samples
-
-        def tile(part: range) -> Tensor:
-            key = noise_key(options.seed, noise_streams.START, 0, part, self.device)
-            return draw(key, None if labels is None else labels[part.start - first : part.stop - first].to(self.device))
-
-        drawn = in_tiles(tile, range(first, first + n), batch_size)
+        labels = sample_labels(n, self.num_classes, label, first)
+        key = noise_key(chosen.seed, samples=range(first, first + n), device=self.device)
+        on_device = None if labels is None else labels.to(self.device)
+        drawn = in_batches(Graphed(draw) if cuda_graph else draw, batch_size, key, on_device)
         return drawn if self.values is None else self.values.from_network(drawn), labels
 
     def denoiser(
@@ -102,41 +98,34 @@ class Run:
         guide: "Run | None" = None,
         beside: Tensor | None = None,
     ) -> Denoiser:
-        """The trained model as the samplers take it, under labels (N,), guided as the settings say.
+        """The trained model as the samplers take it, under labels, int64 (N,), with the guidance that the settings say.
 
-        guide: a weaker run of the same data and diffusion. beside: what a model with a condition sees, (N, C', H, W). Raises
-        ValueError for what the model cannot do.
+        guide: a weaker run of the same data and diffusion, for autoguidance. beside: what a model with a condition sees, floating
+        (N, C', H, W). Raises ValueError for what the model cannot do.
         """
         if self.diffusion is None:
             raise ValueError(f"run: expected that of a diffusion model, got that of a VAE, {str(self.path)!r}")
         needed = "none" if self.config.diffusion is None else self.config.diffusion.condition
         if (needed == "none") != (beside is None):
-            raise ValueError(f"run: {str(self.path)!r} is of a model with the condition {needed!r}: see diffusion.condition")
+            expected = f"one {'without' if beside is None else 'with'} a condition"
+            raise ValueError(f"run: expected {expected}, got one with diffusion.condition {needed}, {str(self.path)!r}")
+        net, weak = self.model, None
         if guide is not None:
             given, own = ((run.shape, run.values, describe_diffusion(run.config)) for run in (guide, self))
             kind = "images" if self.values is None else "values"
             expect("guide", str(guide.path), given == own, f"a run with the {kind} and the diffusion of {str(self.path)!r}")
-        net, weak = self.model, None if guide is None else guide.model
+            weak = guide.model
         if beside is not None:
             net, weak = Beside(net, beside), None if weak is None else Beside(weak, beside)
-        return self.diffusion.denoiser(
-            net,
-            label=label,
-            negative_label=self._negative(label, settings),
-            guidance=settings.guidance,
-            interval=settings.interval,
-            rescale=settings.rescale,
-            guide=weak,
-        )
-
-    def _negative(self, label: Tensor | None, settings: Sampling) -> Tensor | None:
-        if settings.negative is None:
-            return None
-        if label is None:
-            raise ValueError(f"negative: expected none without a label, got {settings.negative}")
-        last = (self.num_classes or 0) - 1
-        expect("negative", settings.negative, 0 <= settings.negative <= last, f"a class from 0 to {last}")
-        return torch.full_like(label, settings.negative)
+        negative = None
+        if settings.negative is not None:
+            if label is None:
+                raise ValueError(f"negative: expected none without a label, got {settings.negative}")
+            last = (self.num_classes or 0) - 1
+            expect("negative", settings.negative, 0 <= settings.negative <= last, f"a class from 0 to {last}")
+            negative = torch.full_like(label, settings.negative)
+        predicted = PREDICTIONS[self.diffusion.prediction]
+        return Denoiser(self.diffusion.schedule, predicted, net, settings, label=label, negative_label=negative, guide=weak)
 
     def autocast(self) -> torch.autocast:
         """The precision that the model was trained in."""
@@ -151,6 +140,43 @@ class Run:
     def num_classes(self) -> int | None:
         """How many classes the model was given; None for a VAE, which knows no labels."""
         return getattr(self.model, "num_classes", None)
+
+
+def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
+    """The labels of samples number `first` onward, int64 (n,): `label` for all, or a list in turn, by default every class in
+    turn; None for a model without classes. Raises ValueError for a label that the model does not have."""
+    if num_classes is None:
+        if label is not None:
+            raise ValueError(f"label: expected none, since the model has no classes, got {label}")
+        return None
+    wanted = range(num_classes) if label is None else [label] if isinstance(label, int) else list(label)
+    expect("label", label, len(wanted) > 0, "at least one class")
+    for value in wanted:
+        if not 0 <= value < num_classes:
+            raise ValueError(f"label: expected a class from 0 to {num_classes - 1}, got {value}")
+    return torch.tensor([wanted[i % len(wanted)] for i in range(first, first + n)])
+
+
+def in_batches(draw: Callable[..., Tensor], size: int, *each: Tensor | None) -> Tensor:
+    """draw(*rows of each) for at most `size` rows at a time of each, (N, ...) or None, one batch after another: (N, ...) on the
+    CPU. A batch that the device's memory has no room for is halved, and those after it too.
+
+    Raises ValueError for a size below 1, torch.OutOfMemoryError where there is no room for a single sample."""
+    expect("batch_size", size, size >= 1, "a whole number >= 1")
+    n = next(len(x) for x in each if x is not None)
+    batches: list[Tensor] = []
+    start = 0
+    while start < n:
+        try:
+            batches.append(draw(*(None if x is None else x[start : start + size] for x in each)).cpu())
+        except torch.OutOfMemoryError:
+            size = min(size, n - start)
+            if size == 1:
+                raise
+            size //= 2
+            continue
+        start += size
+    return torch.cat(batches)
 
 
 def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> Run:

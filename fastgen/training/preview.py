@@ -12,7 +12,7 @@ from fastgen.config.schema import TrainConfig
 from fastgen.data import ImageDataset
 from fastgen.data.units import Values
 from fastgen.diffusion.denoiser import null_label
-from fastgen.diffusion.generate import generate
+from fastgen.diffusion.samplers import generate
 from fastgen.files.images import save_grid
 from fastgen.files.plots import SIGNALS, plot_values
 from fastgen.functional import noise_key
@@ -94,7 +94,7 @@ def save_conditioned(path: Path, run: Run, images: Tensor) -> None:
     key = noise_key(0, noise_streams.CONDITION, 0, len(images), images.device)
     seen = run.condition(uint8_to_signed(images), key)
     with run.autocast():
-        made = generate(run.denoiser(beside=seen), run.shape, key, Sampling())
+        made = signed_to_uint8(generate(run.denoiser(beside=seen), run.shape, key, Sampling()))
     rows = torch.stack([signed_to_uint8(seen[:, : run.shape[0]]).unflatten(0, (-1, ROWS)), made.unflatten(0, (-1, ROWS))], dim=1)
     save_grid(path, rows.flatten(0, 2), columns=ROWS)
 

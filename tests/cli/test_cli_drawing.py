@@ -166,7 +166,7 @@ def test_a_colour_image_becomes_grey_and_one_image_is_written_as_it_is(tmp_path)
         ("inpaint labelled image.png mask.png --out a.jpg", "out: expected a .png"),
         ("inpaint labelled image.png", "Missing from fastgen inpaint"),
         ("inpaint vae image.png mask.png", "run: expected that of a diffusion model, got that of a VAE"),
-        ("inpaint upscaler image.png mask.png", "is of a model with the condition 'low_resolution'"),
+        ("inpaint upscaler image.png mask.png", "one without a condition, got one with diffusion.condition low_resolution"),
         ("inpaint nowhere image.png mask.png", "run: expected the folder of a training run"),
         ("edit labelled image.png --strength 1.5", "strength: expected a number in [0, 1], got 1.5"),
         ("edit labelled image.png --strength nan", "strength: expected a number in [0, 1], got nan"),
@@ -179,7 +179,7 @@ def test_a_colour_image_becomes_grey_and_one_image_is_written_as_it_is(tmp_path)
         ("interpolate labelled image.png small.png", "b: expected an image of 8x8 pixels, not 4x4, got 'small.png'"),
         ("interpolate labelled image.png other.png --n 1", "n: expected a whole number >= 2, got 1"),
         ("interpolate labelled image.png other.png --sampler ddpm", "sampler: expected ddim"),
-        ("sample upscaler", "is of a model with the condition 'low_resolution'"),
+        ("sample upscaler", "one without a condition, got one with diffusion.condition low_resolution"),
         ("sample labelled --interval 0.5 0.2", "interval: expected two numbers with 0 <= low < high <= 1, got (0.5, 0.2)"),
         ("sample labelled --rescale 2", "rescale: expected a number in [0, 1], got 2.0"),
         (

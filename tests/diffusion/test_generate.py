@@ -1,4 +1,4 @@
-"""Drawing: an image depends on its key alone, tiles change nothing, and no step waits for the device."""
+"""Drawing: an image depends on its key alone, batches change nothing, and no step waits for the device."""
 
 import pytest
 import torch
@@ -9,9 +9,10 @@ from torch.utils._pytree import tree_leaves
 import fastgen
 from fastgen import Diffusion, UNet
 from fastgen.config.sampling import Sampling
-from fastgen.diffusion.generate import generate, in_tiles, sample_labels
-from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS
+from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, generate
 from fastgen.functional import noise_key
+from fastgen.pixels import signed_to_uint8
+from fastgen.runs.run import in_batches, sample_labels
 from tests.helpers import tiny_runs
 from tests.helpers.all_pairs import all_pairs
 
@@ -35,7 +36,7 @@ def test_image_i_of_64_is_image_i_alone(sampler):
 
     def draw(denoise, samples):
         key = noise_key(5, samples=samples)
-        return generate(denoise, (1, 8, 8), key, settings, lambda i, x, x0_hat: starts.append(x))
+        return signed_to_uint8(generate(denoise, (1, 8, 8), key, settings, lambda i, x, x0_hat: starts.append(x)))
 
     together = draw(denoise_all, range(64))
     for i in (0, 17, 63):
@@ -76,30 +77,33 @@ def test_a_run_draws_image_i_alone(run):
         run.sample(1, first=-1)
 
 
-# Tiles
+# Batches
 
 
-def test_tiles_cover_the_samples_in_order():
+def test_batches_cover_the_samples_in_order():
     parts = []
 
-    def draw(part):
-        parts.append((part.start, part.stop))
-        return torch.tensor(part)
+    def draw(first, second, none):
+        parts.append(first.tolist())
+        assert torch.equal(first, second)
+        assert none is None
+        return first
 
-    assert in_tiles(draw, range(3, 10), 3).tolist() == list(range(3, 10))
-    assert parts == [(3, 6), (6, 9), (9, 10)]
+    samples = torch.arange(3, 10)
+    assert torch.equal(in_batches(draw, 3, samples, samples, None), samples)
+    assert parts == [[3, 4, 5], [6, 7, 8], [9]]
 
 
-def test_tiles_are_halved_where_memory_is_short():
+def test_batches_are_halved_where_memory_is_short():
     parts = []
 
     def draw(part):
         if len(part) > 3:
             raise torch.OutOfMemoryError
         parts.append(len(part))
-        return torch.tensor(part)
+        return part
 
-    assert in_tiles(draw, range(16), 13).tolist() == list(range(16))
+    assert in_batches(draw, 13, torch.arange(16)).tolist() == list(range(16))
     assert parts == [3] * 5 + [1]
 
 
@@ -108,7 +112,7 @@ def test_memory_that_holds_no_single_image_is_said_so():
         raise torch.OutOfMemoryError("no memory")
 
     with pytest.raises(torch.OutOfMemoryError, match="no memory"):
-        in_tiles(draw, range(4), 4)
+        in_batches(draw, 4, torch.arange(4))
 
 
 def test_labels_go_on_where_the_first_image_is():
@@ -142,8 +146,8 @@ GUIDED = {"guidance": 2.0, "interval": (0.1, 0.5), "rescale": 0.5}
 )
 def test_no_step_waits_for_the_device(sampler, schedule, options, monkeypatch):
     monkeypatch.setattr("fastgen.diffusion.denoiser.check_label", lambda *_: None)  # it reads labels, before the first step
-    for module in ("steps", "edm"):  # as while a CUDA graph is captured: what they check before the first step and after the last
-        monkeypatch.setattr(f"fastgen.diffusion.samplers.{module}.reads", lambda x: False)
+    # As while a CUDA graph is captured: what is checked before the first step and after the last.
+    monkeypatch.setattr("fastgen.diffusion.samplers.host_may_read", lambda x: False)
     net, label = small(mid_attention=False).to("meta"), torch.zeros(4, dtype=torch.int64, device="meta")
     denoise = Diffusion(schedule, "v").denoiser(net, label=label, **options)
     key, settings = noise_key(0, samples=4, device="meta"), Sampling(sampler=sampler, steps=3)

@@ -6,24 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen.config.sampling import Sampling
+from fastgen.config.sampling import Guidance, Sampling
 from fastgen.cuda_graph import Graphed
 from fastgen.diffusion.denoiser import Denoiser
-from fastgen.diffusion.generate import generate
-from fastgen.diffusion.samplers import SAMPLERS
+from fastgen.diffusion.samplers import SAMPLERS, generate
 from fastgen.diffusion.schedules import SCHEDULES
 from fastgen.functional import group_norm, noise_key
+from fastgen.pixels import signed_to_uint8
 from fastgen.training.step import use_graph
 from tests.helpers import recorded
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-class PredictsX0:
-    schedule = SCHEDULES["cosine"]()
-
-    def preconditioning(self, t):
-        return None, torch.zeros_like(t), torch.ones_like(t)
+def predicts_x0(alpha, sigma):
+    return None, torch.zeros_like(alpha), torch.ones_like(alpha)
 
 
 class Net(nn.Module):
@@ -49,8 +46,8 @@ def test_a_replay_draws_what_is_drawn_without(sampler, autocast):
 
     def draw(key, label):
         with torch.autocast("cuda", dtype=torch.float16, enabled=autocast):
-            denoise = Denoiser(PredictsX0(), net, label=label, guidance=2.0, interval=(0.1, 0.9))
-            return generate(denoise, (1, 16, 16), key, settings)
+            denoise = Denoiser(SCHEDULES["cosine"](), predicts_x0, net, Guidance(2.0, (0.1, 0.9)), label=label)
+            return signed_to_uint8(generate(denoise, (1, 16, 16), key, settings))
 
     graphed = Graphed(draw)
     for seed in range(3):

@@ -1,6 +1,6 @@
-"""Time grids for the samplers: (steps + 1,) falling fp32 tensors from 1 to 0.
+"""Time grids for the samplers: (steps + 1,) falling fp32 tensors from 1 to 0, on `device`.
 
-Raises ValueError for steps that are not a whole number >= 1.
+Each raises ValueError for steps that are not a whole number >= 1. `TIME_GRIDS` is the table of names that `Sampling.times` uses.
 """
 
 import math
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from fastgen.diffusion.schedules import RectifiedFlow, Schedule
-from fastgen.errors import expect
+from fastgen.errors import expect, lookup
 
 Device = torch.device | str | None
 
 
 def uniform_times(steps: int, device: Device = None) -> Tensor:
     """1 to 0 in equal steps."""
-    _check(steps)
+    expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
     return torch.linspace(1, 0, steps + 1, device=device)
 
 
@@ -36,7 +36,9 @@ def karras_times(
     schedule: Schedule, steps: int, device: Device = None, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> Tensor:
     """sigma / alpha = (sigma_max^(1/rho) + u·(sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, u from 0 to 1, then 0 (Karras et al.
-    2022, arXiv:2206.00364, eq. 5). sigma_min and sigma_max hold where the schedule goes so far, and t = 1 is always the first."""
+    2022, arXiv:2206.00364, eq. 5). sigma_min and sigma_max hold where the schedule goes so far, and t = 1 is always the first.
+
+    Raises ValueError for rho that is not a finite number > 0, and unless 0 < sigma_min < sigma_max."""
     expect("rho", rho, 0 < rho < math.inf, "a finite number > 0")
     low, high = _range(schedule, steps, device, sigma_min, sigma_max)
     roots = torch.lerp(high ** (1 / rho), low ** (1 / rho), _fractions(steps, device))
@@ -47,7 +49,7 @@ def log_snr_times(
     schedule: Schedule, steps: int, device: Device = None, *, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> Tensor:
     """Equal steps of log(sigma / alpha), then 0 (DPM-Solver, Lu et al. 2022, arXiv:2206.00927). sigma_min and sigma_max hold
-    where the schedule goes so far, and t = 1 is always the first."""
+    where the schedule goes so far, and t = 1 is always the first. Raises ValueError unless 0 < sigma_min < sigma_max."""
     low, high = _range(schedule, steps, device, sigma_min, sigma_max)
     return _from_sigmas(schedule, torch.lerp(high.log(), low.log(), _fractions(steps, device)).exp())
 
@@ -61,13 +63,14 @@ TIME_GRIDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _check(steps: int) -> None:
-    expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
+def time_grid(schedule: Schedule, name: str, steps: int, device: Device = None) -> Tensor:
+    """The grid of that name in `TIME_GRIDS`. Raises ValueError for another name."""
+    return lookup("times", name, TIME_GRIDS)(schedule, steps, device)
 
 
 def _range(schedule: Schedule, steps: int, device: Device, sigma_min: float, sigma_max: float) -> tuple[Tensor, Tensor]:
     """The least and the largest sigma / alpha of a grid's steps, fp64."""
-    _check(steps)
+    expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
     expect("sigma_min, sigma_max", (sigma_min, sigma_max), 0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max")
     # t = 1 / 1000 is the first level of the usual chains: there is nothing between it and the data.
     ends = torch.tensor([1e-3, 1.0], dtype=torch.float64, device=device)
