@@ -27,8 +27,8 @@ def log_likelihood(
 
     The ODE is solved by Heun's method on the grid's points in the angle phi = atan(sigma / alpha), where it is
     d(x/r) / dphi = v_hat, with r² = alpha² + sigma² (Salimans & Ho 2022, arXiv:2202.00512, appendix D): finite from end to end.
-    x: (N, ...) floating. key: int64 (N, 4), from torch's generator when None. divergence: "exact", a backward pass for each element of a sample, or "hutchinson", one for all, unbiased, with
-    random signs from `key` (eq. 40).
+    x: (N, ...) floating. divergence: "exact", a backward pass for each element of a sample, or "hutchinson", one for all, with
+    random signs from `key` (eq. 40), unbiased. key: int64 (N, 4), from torch's generator when None.
 
     Raises TypeError for a denoise without a schedule, ValueError for another divergence and for times that end at 0.
     """

@@ -8,7 +8,9 @@ import torch
 
 from benchmarks.studies.oracles import DATA, IdealDenoiser, marginal
 from fastgen import Diffusion, noise_streams, samplers
-from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, uniform_times
+from fastgen.config.sampling import Sampling
+from fastgen.diffusion.likelihood import log_likelihood, vlb
+from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, generate, uniform_times
 from fastgen.diffusion.schedules import SCHEDULES, Discrete
 from fastgen.functional import at, noise_key, philox_normal
 
@@ -288,6 +290,25 @@ def test_heun_draws_the_same_where_the_host_may_not_read(schedule, monkeypatch):
     expected = samplers.heun(denoise, x, uniform_times(8))
     monkeypatch.setattr("fastgen.diffusion.samplers.host_may_read", lambda x: False)
     torch.testing.assert_close(samplers.heun(denoise, x, uniform_times(8)), expected)
+
+
+class Net(torch.nn.Module):
+    def forward(self, x, t):
+        return x
+
+
+@pytest.mark.parametrize(("denoise", "found"), [(lambda x, t: x, "function .*<lambda>"), (Net(), "Net"), (3, "int")])
+def test_what_is_no_denoise_is_named(denoise, found):
+    x, settings = torch.zeros(1, 1, 2, 2), Sampling(steps=2)
+    expected = rf"^denoise: expected a callable with a \.schedule, as Diffusion\.denoiser makes it, got {found}$"
+    for call in (
+        lambda: samplers.euler(denoise, x, uniform_times(2)),
+        lambda: generate(denoise, (1, 2, 2), noise_key(0, samples=1), settings),
+        lambda: log_likelihood(denoise, x, uniform_times(2)[:-1]),
+        lambda: vlb(denoise, x, uniform_times(2)[:-1]),
+    ):
+        with pytest.raises(TypeError, match=expected):
+            call()
 
 
 def test_denoiser_and_sampler_fit_together():

@@ -10,6 +10,7 @@ import torch
 
 import fastgen
 from fastgen.config.files import load_yaml
+from fastgen.config.sampling import Sampling, SamplingOptions
 from fastgen.config.schema import ConvVAEConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.data import open_dataset
 from fastgen.data.held_out import open_held_out
@@ -132,6 +133,15 @@ def test_sampling_leaves_torchs_generator_alone(labelled, vae):
     labelled.sample(2, steps=2, sampler="ddpm")
     vae.sample(2)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_settings_are_an_object_or_keywords_or_keywords_over_an_object(labelled):
+    assert set(SamplingOptions.__annotations__) == {field.name for field in dataclasses.fields(Sampling)}
+    expected, _ = labelled.sample(3, label=7, guidance=1.5, steps=2)
+    assert torch.equal(labelled.sample(3, label=7, settings=Sampling(guidance=1.5, steps=2))[0], expected)
+    assert torch.equal(labelled.sample(3, label=7, settings=Sampling(guidance=1.5, steps=9), steps=2)[0], expected)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+        labelled.sample(3, step=2)
 
 
 WRONG = [
