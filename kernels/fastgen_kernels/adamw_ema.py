@@ -13,7 +13,7 @@ Where ‖g‖ is not finite all stays as it is, and the step is counted as skipp
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -207,16 +207,10 @@ def _text(x: Tensor) -> str:
     return f"{x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}"
 
 
-def _launch(*arguments: Any) -> None:
-    from fastgen_kernels.adamw_ema_triton import launch
-
-    launch(*arguments)
-
-
 _adamw_ema_ = define(
     "adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
     "Tensor(e!)[] first, Tensor(f!)[] second, Tensor(g!)[] copies, Tensor(h!) counts, Tensor lr, float[] settings, int[] groups, "
     "float[] profiles, float clip, Tensor? grad_scale, Tensor? found_inf) -> ()",
-    _launch,
+    "fastgen_kernels.adamw_ema_triton:launch",
     lambda *arguments: None,
 )

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.q_sample_triton import rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
 
 CHUNK = tl.constexpr(16384)
 BLOCK = tl.constexpr(1024)
@@ -24,7 +24,6 @@ WIDTH = tl.constexpr(512)  # of prepare_kernel
 PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, FIRST, SECOND, COPY, STEP, SIZE, GROUP = (tl.constexpr(i) for i in range(10))
 COLUMNS = tl.constexpr(10)
 FACTORS = tl.constexpr(8)  # columns of the table that prepare_kernel makes, of a parameter's numbers
-TRITON_DTYPE = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 @triton.jit

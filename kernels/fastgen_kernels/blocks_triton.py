@@ -8,13 +8,12 @@ in the order of memory, and word w of each lies in quarter w of the channels.
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastgen_kernels.layout import channels_last
-from fastgen_kernels.philox_triton import normals, tile
+from fastgen_kernels.noise_triton import normals
 
 
 @triton.jit
@@ -31,14 +30,8 @@ def offsets(w: tl.constexpr, first, j, C, S, Q, strides, FLAT: tl.constexpr, QUA
 
 
 @triton.jit
-def remaining(first, stop, BLOCK: tl.constexpr):
-    """How many of BLOCK there are from first on; int32, as comparisons of int64 take registers that kernels then spill."""
-    return tl.minimum(stop - first, BLOCK).to(tl.int32)
-
-
-@triton.jit
 def noise(key, first, j, C, S, QUARTERS: tl.constexpr):
-    """The four normals of each block, for a key as philox_triton.load_key gives it."""
+    """The four normals of each block, for a key as noise_triton.load_key gives it."""
     block = (first + j).to(tl.int32)
     if QUARTERS:
         block = block % (C // 4) * S + block // (C // 4)
@@ -48,25 +41,27 @@ def noise(key, first, j, C, S, QUARTERS: tl.constexpr):
     return a, b, c, d
 
 
-def cover(
-    out: Tensor, *inputs: Tensor, most: int = 1024, strided: int | None = None
-) -> tuple[dict[str, int], dict[str, Any], int]:
+def cover(out: Tensor, *inputs: Tensor, strided: int | None = None) -> tuple[dict[str, int], dict[str, Any], int]:
     """Sizes and constants of a launch over `out` and `inputs`, all (N, C, S), and the number of tiles that cover a sample.
-    most: blocks of a program; strided: those where each element has an address of its own, if fewer."""
+    strided: the most blocks of a program where each element has an address of its own."""
     n, c, s = out.shape
     q = triton.cdiv(c * s, 4)
     flat = all(x[0].is_contiguous() for x in (out, *inputs))
     quarters = not flat and channels_last(out) and c % 4 == 0
     samples, blocks = tile(q)
-    blocks = min(blocks, most if flat or quarters or strided is None else strided)
+    if strided is not None and not (flat or quarters):
+        blocks = min(blocks, strided)
     sizes = {"N": n, "C": c, "S": s, "E": c * s, "Q": q}
     constants = {"FLAT": flat, "QUARTERS": quarters, "SAMPLES": samples, "BLOCKS": blocks}
     return sizes, constants, triton.cdiv(q, blocks)
 
 
-def as_ncs(x: Tensor) -> Tensor:
-    """(N, C, S), a view unless the spatial dimensions cannot be seen as one."""
-    return x.reshape(x.shape[0], x.shape[1] if x.dim() > 1 else 1, -1)
+def tile(blocks: int) -> tuple[int, int]:
+    """Samples and Philox blocks of a program: small samples go several to a program."""
+    return (64, 4) if blocks <= 4 else (4, 64) if blocks <= 64 else (1, 1024)
 
 
-TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
+def splits(n: int, tiles: int) -> int:
+    """How many programs share the sum of a sample. More than one cost a second launch, which pays where a few large samples would
+    leave most of the GPU idle."""
+    return 1 if tiles <= 16 else min(triton.cdiv(512, n), triton.cdiv(tiles, 8))

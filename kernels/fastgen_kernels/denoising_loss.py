@@ -52,7 +52,7 @@ def denoising_loss(
     check_choice("denoising_loss", "kind", kind, KINDS)
 
     # The kernel has no gradient for what the target is made of.
-    if use_triton(pred) and not (x0.requires_grad or alpha.requires_grad or sigma.requires_grad):
+    if use_triton(pred, x0) and not (x0.requires_grad or alpha.requires_grad or sigma.requires_grad):
         if weight is not None and weight.requires_grad:  # its gradient is the mean, (N,), which autograd then keeps
             mean = _denoising_loss(pred, x0, alpha, sigma, key, None, target, kind)
             return mean * weight.to(mean.dtype)
@@ -77,18 +77,6 @@ def denoising_loss_reference(
     return diffusion_loss_reference(pred, made, weight, kind)
 
 
-def _forward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.denoising_loss_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.denoising_loss_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(pred: Tensor, *arguments: Any) -> Tensor:
     return pred.new_empty(pred.shape[0], dtype=compute_dtype(pred.dtype))
 
@@ -109,13 +97,13 @@ def _gradients(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
 _denoising_loss_backward = define(
     "denoising_loss_backward(Tensor dloss, Tensor pred, Tensor x0, Tensor alpha, Tensor sigma, Tensor key, Tensor? weight,"
     " str target, str kind) -> Tensor",
-    _backward,
+    "fastgen_kernels.denoising_loss_triton:backward",
     _fake_backward,
 )
 _denoising_loss = define(
     "denoising_loss(Tensor pred, Tensor x0, Tensor alpha, Tensor sigma, Tensor key, Tensor? weight, str target, str kind)"
     " -> Tensor",
-    _forward,
+    "fastgen_kernels.denoising_loss_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets, remaining
-from fastgen_kernels.diffusion_loss_triton import element_loss, slope, times_weight
-from fastgen_kernels.layout import compute_dtype, empty_like
-from fastgen_kernels.philox_triton import load_key
-from fastgen_kernels.q_sample_triton import as_signal, make_target
-from fastgen_kernels.reparameterize_kl_triton import splits
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining
+from fastgen_kernels.blocks_triton import cover, noise, offsets, splits
+from fastgen_kernels.element_losses_triton import element_loss, slope, times_weight
+from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like
+from fastgen_kernels.noise_triton import load_key
+from fastgen_kernels.targets_triton import as_signal, make_target
 
 
 @triton.jit
@@ -122,9 +122,7 @@ def plan(
     """What both kernels take, as arguments and constants, and the number of tiles that cover a sample."""
     compute, signal = compute_dtype(pred.dtype), compute_dtype(pred.dtype, x0.dtype)
     pred, x0 = as_ncs(pred), as_ncs(x0)
-    # In fp64 1024 blocks spill.
-    most = 256 if torch.float64 in (compute, signal) else 1024
-    sizes, constants, tiles = cover(pred, *() if target == "eps" else (x0,), most=most)
+    sizes, constants, tiles = cover(pred, *() if target == "eps" else (x0,))
     arguments = {
         "pred_ptr": pred, "pred_strides": pred.stride(), "x0_ptr": x0, "x0_strides": x0.stride(),
         "alpha_ptr": alpha, "alpha_stride": alpha.stride(0), "sigma_ptr": sigma, "sigma_stride": sigma.stride(0),

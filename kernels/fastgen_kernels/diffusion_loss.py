@@ -63,18 +63,6 @@ def elementwise_loss(pred: Tensor, target: Tensor, kind: Kind) -> Tensor:
     return ((pred - target).square() + CHARBONNIER_EPS).sqrt()
 
 
-def _forward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.diffusion_loss_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.diffusion_loss_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(pred: Tensor, *arguments: Any) -> Tensor:
     return pred.new_empty(pred.shape[0], dtype=compute_dtype(pred.dtype))
 
@@ -98,12 +86,12 @@ def _gradients(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
 
 _diffusion_loss_backward = define(
     "diffusion_loss_backward(Tensor dloss, Tensor pred, Tensor target, Tensor? weight, str kind) -> Tensor",
-    _backward,
+    "fastgen_kernels.diffusion_loss_triton:backward",
     _fake_backward,
 )
 _diffusion_loss = define(
     "diffusion_loss(Tensor pred, Tensor target, Tensor? weight, str kind) -> Tensor",
-    _forward,
+    "fastgen_kernels.diffusion_loss_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

@@ -1,5 +1,4 @@
-"""Kernels of diffusion_loss.py, one each way. The loss of an element, its derivative and what a sample's weight does to them are
-those of denoising_loss_triton.py too.
+"""Kernels of diffusion_loss.py, one each way.
 
 An element's place in its sample matters to nothing, so the elements are taken in the order of pred's memory.
 """
@@ -11,58 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs
-from fastgen_kernels.diffusion_loss import CHARBONNIER_EPS
-from fastgen_kernels.layout import channels_last, compute_dtype, empty_like
-from fastgen_kernels.philox_triton import tile
-from fastgen_kernels.q_sample_triton import rounded
-from fastgen_kernels.reparameterize_kl_triton import splits
-
-EPS = tl.constexpr(CHARBONNIER_EPS)
-
-
-@triton.jit
-def element_loss(d, KIND: tl.constexpr):
-    """l(d), NaN where d is."""
-    if KIND == "mse":
-        loss = d * d
-    elif KIND == "l1":
-        loss = tl.abs(d)
-    elif KIND == "huber":
-        loss = tl.where(tl.abs(d) < 1.0, 0.5 * d * d, tl.abs(d) - 0.5)
-    else:
-        loss = tl.sqrt(d * d + EPS)
-    return loss
-
-
-@triton.jit
-def slope(d, KIND: tl.constexpr):
-    """The derivative of l at d; of |d| it is 0 at 0, and at NaN, as in PyTorch."""
-    if KIND == "mse":
-        dd = 2.0 * d
-    elif KIND == "l1":
-        dd = tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, 0.0))
-    elif KIND == "huber":
-        dd = tl.where(d > 1.0, 1.0, tl.where(d < -1.0, -1.0, d))
-    else:
-        dd = d / tl.sqrt(d * d + EPS)
-    return dd
-
-
-@triton.jit
-def times_weight(x, weight_ptr, n, N):
-    """x, of one element a sample, times the samples' weights where there are any."""
-    if weight_ptr is not None:
-        x *= tl.load(weight_ptr + n, n < N)
-    return x
-
-
-@triton.jit
-def place(e, S, strides, FLAT: tl.constexpr):
-    """Where, within their sample, the elements e lie: one after another where they are FLAT."""
-    if FLAT:
-        return e
-    return e // S * strides[1] + e % S * strides[2]
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
+from fastgen_kernels.blocks_triton import splits
+from fastgen_kernels.element_losses_triton import element_loss, slope, times_weight
+from fastgen_kernels.elements_triton import element_tile, offset_of
+from fastgen_kernels.layout import as_ncs, channels_last, compute_dtype, empty_like
 
 
 @triton.jit
@@ -80,8 +32,8 @@ def forward_kernel(
     total = tl.zeros((SAMPLES, BLOCK), COMPUTE)
     for first in range(start, stop, BLOCK):
         inside = (n < N) & (j < stop - first)
-        pred_at = n * pred_strides[0] + place(first + j, S, pred_strides, PRED_FLAT)
-        target_at = n * target_strides[0] + place(first + j, S, target_strides, TARGET_FLAT)
+        pred_at = n * pred_strides[0] + offset_of(first + j, S, pred_strides, PRED_FLAT)
+        target_at = n * target_strides[0] + offset_of(first + j, S, target_strides, TARGET_FLAT)
         pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
         target = tl.load(target_ptr + target_at, inside).to(COMPUTE)
         total += tl.where(inside, element_loss(pred - target, KIND), 0.0)
@@ -103,8 +55,8 @@ def backward_kernel(
     delement = times_weight(tl.load(dloss_ptr + n * dloss_stride, n < N), weight_ptr, n, N) / E
 
     inside = (n < N) & (e < E)
-    pred_at = n * pred_strides[0] + place(e, S, pred_strides, PRED_FLAT)
-    target_at = n * target_strides[0] + place(e, S, target_strides, TARGET_FLAT)
+    pred_at = n * pred_strides[0] + offset_of(e, S, pred_strides, PRED_FLAT)
+    target_at = n * target_strides[0] + offset_of(e, S, target_strides, TARGET_FLAT)
     pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
     target = tl.load(target_ptr + target_at, inside).to(COMPUTE)
     dpred = delement * slope(pred - target, KIND)
@@ -147,8 +99,7 @@ def plan(
     if innermost:
         pred, target = pred.transpose(1, 2), target.transpose(1, 2)
     n, c, s = pred.shape
-    samples, blocks = tile(triton.cdiv(c * s, 4))
-    block = min(4 * blocks, 1024) if compute == torch.float64 else 4 * blocks
+    samples, block = element_tile(c * s)
     arguments = {
         "pred_ptr": pred, "pred_strides": pred.stride(), "target_ptr": target, "target_strides": target.stride(),
         "weight_ptr": None if weight is None else weight.contiguous(), "N": n, "S": s, "E": c * s,

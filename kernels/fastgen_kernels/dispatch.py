@@ -21,9 +21,18 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # when triton reads it
 _enabled = _SWITCH == "on"
 
 
-def use_triton(*tensors: Tensor | None) -> bool:
-    """Whether an op on these tensors takes its kernel; None is an absent argument."""
-    return _enabled and all(x is None or obstacle(x.device) is None for x in tensors)
+def use_triton(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
+    """Whether an op on these tensors takes its kernel; None is an absent argument.
+
+    dtype: of a result of another dtype than the tensors. fp64, in which the tensors or the result make the op compute, takes the
+    reference on a GPU: the kernels' tiles are made for the registers that fp32 needs.
+    """
+    if not _enabled or (dtype == torch.float64 and not _INTERPRETED):
+        return False
+    for x in tensors:
+        if x is not None and (obstacle(x.device) is not None or (x.dtype == torch.float64 and not _INTERPRETED)):
+            return False
+    return True
 
 
 @contextmanager
@@ -70,6 +79,11 @@ def capability(device: torch.device) -> tuple[int, int]:
 # Dynamo calls them instead of tracing them. torch.compiler.assume_constant_result does this too, but imports all of Dynamo first.
 obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; where kernels are interpreted, or compiled ahead of time, those of an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def interpreted() -> bool:

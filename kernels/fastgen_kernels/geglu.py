@@ -35,18 +35,6 @@ def geglu_reference(x: Tensor) -> Tensor:
     return (value * F.gelu(gate)).contiguous()
 
 
-def _forward(x: Tensor) -> Tensor:
-    from fastgen_kernels.geglu_triton import forward
-
-    return forward(x)
-
-
-def _backward(dy: Tensor, x: Tensor) -> Tensor:
-    from fastgen_kernels.geglu_triton import backward
-
-    return backward(dy, x)
-
-
 def _fake_forward(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
@@ -63,5 +51,13 @@ def _gradient(ctx: Any, dy: Tensor) -> Tensor:
     return _geglu_backward(dy, *ctx.saved_tensors)
 
 
-_geglu_backward = define("geglu_backward(Tensor dy, Tensor x) -> Tensor", _backward, _fake_backward)
-_geglu = define("geglu(Tensor x) -> Tensor", _forward, _fake_forward, setup_context=_setup_context, backward=_gradient)
+_geglu_backward = define(
+    "geglu_backward(Tensor dy, Tensor x) -> Tensor", "fastgen_kernels.geglu_triton:backward", _fake_backward
+)
+_geglu = define(
+    "geglu(Tensor x) -> Tensor",
+    "fastgen_kernels.geglu_triton:forward",
+    _fake_forward,
+    setup_context=_setup_context,
+    backward=_gradient,
+)

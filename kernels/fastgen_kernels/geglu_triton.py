@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE
-from fastgen_kernels.layer_norm_triton import as_rows
-from fastgen_kernels.layout import compute_dtype
-from fastgen_kernels.q_sample_triton import rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
+from fastgen_kernels.layout import as_rows, compute_dtype
+
+BLOCK = 2048  # elements of a program
 
 
 @triton.jit
@@ -74,7 +74,6 @@ def backward(dy: Tensor, x: Tensor) -> Tensor:
 
 def plan(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """The grid, and what both kernels are given."""
-    rows, n, compute = as_rows(x), x.numel() // 2, compute_dtype(x.dtype)
-    block = 1024 if compute == torch.float64 else 2048
-    sizes = {"N": n, "D": rows.shape[1] // 2, "COMPUTE": TRITON_DTYPE[compute], "BLOCK": block}
-    return (triton.cdiv(n, block),), {"x_ptr": rows, "stride": rows.stride(0), **sizes}
+    rows, n = as_rows(x), x.numel() // 2
+    sizes = {"N": n, "D": rows.shape[1] // 2, "COMPUTE": TRITON_DTYPE[compute_dtype(x.dtype)], "BLOCK": BLOCK}
+    return (triton.cdiv(n, BLOCK),), {"x_ptr": rows, "stride": rows.stride(0), **sizes}

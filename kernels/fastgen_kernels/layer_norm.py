@@ -33,7 +33,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     Raises TypeError for other dtypes, ValueError for shapes or devices that do not fit.
     """
     _check("layer_norm", x, weight, bias)
-    if use_triton(x) and _fits_registers(x.shape[-1], x.dtype):
+    if use_triton(x) and _fits_registers(x.shape[-1]):
         return _layer_norm(x, None, weight, bias, eps)[0]
     return layer_norm_reference(x, weight, bias, eps)
 
@@ -54,7 +54,7 @@ def add_layer_norm(
     check_float("add_layer_norm", residual=residual)
     check_shape("add_layer_norm", x.shape, "of x", residual=residual)
     check_device("add_layer_norm", x.device, "of x", residual=residual)
-    if use_triton(x) and _fits_registers(x.shape[-1], x.dtype):
+    if use_triton(x) and _fits_registers(x.shape[-1]):
         if residual is None:
             return _layer_norm_beside_x(x, None, weight, bias, eps)
         return _layer_norm(x, residual, weight, bias, eps)[:2]
@@ -103,21 +103,9 @@ def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return F.layer_norm(h, x.shape[-1:], weight, bias, eps).to(x.dtype).contiguous()
 
 
-def _fits_registers(c: int, dtype: torch.dtype) -> bool:
+def _fits_registers(c: int) -> bool:
     """Whether the registers of one program hold a row in backward, without spills: fewer where it is read element by element."""
-    return c <= 8192 // (4 if dtype == torch.float64 else 1) // (2 if c % 8 else 1)
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from fastgen_kernels.layer_norm_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from fastgen_kernels.layer_norm_triton import backward
-
-    return backward(*arguments)
+    return c <= (4096 if c % 8 else 8192)
 
 
 def _fake_forward(x: Tensor, residual: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,12 +151,12 @@ def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | N
 _layer_norm_backward = define(
     "layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor? weight, Tensor statistics,"
     " ScalarType? of_x, ScalarType? of_weight, ScalarType? of_bias) -> (Tensor, Tensor, Tensor)",
-    _backward,
+    "fastgen_kernels.layer_norm_triton:backward",
     _fake_backward,
 )
 _layer_norm = define(
     "layer_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    "fastgen_kernels.layer_norm_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

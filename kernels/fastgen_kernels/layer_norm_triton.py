@@ -11,13 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, remaining
-from fastgen_kernels.group_norm.plan import power_of_2, processors
-from fastgen_kernels.group_norm.tiles_triton import reciprocal_deviation
-from fastgen_kernels.layout import compute_dtype
-from fastgen_kernels.q_sample_triton import rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, reciprocal_deviation, remaining, rounded
+from fastgen_kernels.dispatch import processors
+from fastgen_kernels.layout import as_rows, compute_dtype
 
-FORWARD, BACKWARD = 8192, 4096  # elements of a tile that 8 warps hold without spills, of fp64 a quarter
+FORWARD, BACKWARD = 8192, 4096  # elements of a tile that 8 warps hold without spills
 PROGRAMS = 2  # that a processor runs at once
 SUMMED, COLUMNS = 128, 16  # partial sums of weight and bias that are added at a time, and of how many columns
 
@@ -182,21 +180,14 @@ def plan(elements: int, **tensors: Tensor | None) -> tuple[int, dict[str, Any]]:
     taken = {name: None if v is None else as_rows(v) for name, v in tensors.items()}
     r, c = x.numel() // x.shape[-1], x.shape[-1]
     unit = math.gcd(16, c, *(v.stride(0) for v in taken.values() if v is not None))
-    compute, width, wanted = compute_dtype(x.dtype), power_of_2(c), PROGRAMS * processors(x.device)
-    cost = 4 if compute == torch.float64 else 1
-    height = max(1, min(elements // cost // width, power_of_2(r // wanted + 1) // 2))  # few rows keep all processors busy
-    tile = cost * height * width
+    width, wanted = triton.next_power_of_2(c), PROGRAMS * processors(x.device)
+    height = max(1, min(elements // width, triton.next_power_of_2(r // wanted + 1) // 2))  # few rows keep all processors busy
+    tile = height * width
     arguments = {
         **{f"{name}_ptr": v for name, v in taken.items()},
         **{f"{name}_stride": None if v is None else v.stride(0) // unit for name, v in taken.items()},
-        "R": r, "C": c, "COMPUTE": TRITON_DTYPE[compute], "UNIT": unit, "HEIGHT": height, "WIDTH": width,
+        "R": r, "C": c, "COMPUTE": TRITON_DTYPE[compute_dtype(x.dtype)], "UNIT": unit, "HEIGHT": height, "WIDTH": width,
         "num_warps": 8 * max(1, tile // elements) if tile >= 2048 else max(1, tile // 512),
     }  # fmt: skip
     tiles = triton.cdiv(r, height)
     return triton.cdiv(tiles, triton.cdiv(tiles, wanted)), arguments  # of as many tiles each
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """(rows, C), a view where the rows have one stride and the elements of a row lie side by side."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()

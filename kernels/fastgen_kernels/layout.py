@@ -1,4 +1,4 @@
-"""Dtypes and memory formats that the references share."""
+"""Dtypes and memory formats: what references and launchers share."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,14 @@ def channels_last(x: Tensor) -> bool:
     return x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
 
 
+def in_format(x: Tensor, innermost: bool) -> Tensor:
+    """x (N, C, *S) with its channels innermost, or contiguous; x itself where it is so already."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if innermost else x.contiguous()
+
+
 def like(y: Tensor, x: Tensor) -> Tensor:
     """y, of x's shape, in its memory format: channels innermost or contiguous; y itself where it is so already."""
-    return y.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else y.contiguous()
+    return in_format(y, channels_last(x))
 
 
 def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -29,3 +34,19 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
     """(N,) made to broadcast over x (N, ...)."""
     return coefficient.view(-1, *[1] * (x.dim() - 1))
+
+
+def as_ncs(x: Tensor) -> Tensor:
+    """(N, C, S), a view unless the spatial dimensions cannot be seen as one."""
+    return x.reshape(x.shape[0], x.shape[1] if x.dim() > 1 else 1, -1)
+
+
+def in_memory_order(y: Tensor, x: Tensor) -> Tensor:
+    """y seen as (N, C, S), or as (N, S, C) where x has its channels innermost: in the order in which x lies in memory."""
+    return as_ncs(y).mT if channels_last(x) else as_ncs(y)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(rows, C), a view where the rows have one stride and the elements of a row lie side by side."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -2,6 +2,7 @@
 each way."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,19 +13,26 @@ LIBRARY = torch.library.Library("fastgen", "DEF")
 
 def define(
     schema: str,
-    launch: Callable[..., Any],
+    launcher: str,
     fake: Callable[..., Any],
     *,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """The op fastgen::NAME of a schema "NAME(...) -> ...".
+    """Register and return the op fastgen::NAME of a schema "NAME(...) -> ...", in the grammar of torch.library.
 
-    launch runs it, on the GPU or in the interpreter; fake gives empty outputs of the same shapes and strides. backward and
-    setup_context are as torch.library.register_autograd takes them; an op without them has no derivative. An op that writes into
-    its arguments has none either, and returns nothing.
+    launcher: "module:function" of what launches the op's kernels, on a GPU or in the interpreter. The module is imported when
+        the op is first called: it needs Triton, which may be missing where the op's reference runs.
+    fake: gives empty outputs of the shapes, dtypes and strides that the launcher's have.
+    setup_context, backward: as torch.library.register_autograd takes them. An op without them has no derivative: its backward
+        raises NotImplementedError. An op that writes into its arguments ("!" in the schema) has none either, and returns nothing.
     """
     name = schema.partition("(")[0]
+    module, _, function = launcher.partition(":")
+
+    def launch(*arguments: Any) -> Any:
+        return getattr(import_module(module), function)(*arguments)
+
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, launch, key)

@@ -196,14 +196,10 @@ def _check_range(op: str, name: str, value: object, bits: int) -> None:
         raise ValueError(f"{op}: {name} must be in [0, 2^{bits}), got {value}")
 
 
-def _launch(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:
-    from fastgen_kernels.philox_triton import philox
-
-    return philox(shape, key, dtype, normal)
-
-
 def _fake(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:
     return key.new_empty(shape, dtype=dtype)
 
 
-_philox_op = define("philox(SymInt[] shape, Tensor key, ScalarType dtype, bool normal) -> Tensor", _launch, _fake)
+_philox_op = define(
+    "philox(SymInt[] shape, Tensor key, ScalarType dtype, bool normal) -> Tensor", "fastgen_kernels.philox_triton:philox", _fake
+)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_key, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like, per_sample
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, in_format, like, per_sample
 from fastgen_kernels.library import define
 from fastgen_kernels.philox import fresh_key, philox_normal
 
@@ -86,7 +86,8 @@ def q_sample(
         key = fresh_key(x0.shape[0], x0.device)
     check_device("q_sample", x0.device, "of x0", alpha=alpha, sigma=sigma, noise=noise, key=key)
 
-    if use_triton(x0) and not (alpha.requires_grad or sigma.requires_grad):  # the kernel has no gradient for the schedule
+    # The kernel has no gradient for the schedule.
+    if use_triton(x0, noise, dtype=dtype) and not (alpha.requires_grad or sigma.requires_grad):
         x_t, made = _q_sample(x0, alpha, sigma, noise, key, target, dtype)
         return x_t if target is None else (x_t, made)
     noise = philox_normal(x0.shape, cast(Tensor, key)) if noise is None else noise
@@ -130,18 +131,6 @@ def check_diffused(op: str, x0: Tensor, alpha: Tensor, sigma: Tensor) -> None:
     check_shape(op, x0.shape[:1], "(N,)", alpha=alpha, sigma=sigma)
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from fastgen_kernels.q_sample_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from fastgen_kernels.q_sample_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(
     x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor | None, key: Tensor | None, target: str | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -171,7 +160,7 @@ def _gradients(ctx: Any, dx_t: Tensor | None, dtarget: Tensor | None) -> tuple[T
         dtarget = None  # of no elements
     if dx_t is None and dtarget is None:
         return (None,) * 7
-    dx_t, dtarget = (None if grad is None else laid_out(grad, ctx.channels_last) for grad in (dx_t, dtarget))
+    dx_t, dtarget = (None if grad is None else in_format(grad, ctx.channels_last) for grad in (dx_t, dtarget))
     needed = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
     dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
     grads = _q_sample_backward(dx_t, dtarget, *ctx.saved_tensors, ctx.target, *dtypes)
@@ -179,21 +168,16 @@ def _gradients(ctx: Any, dx_t: Tensor | None, dtarget: Tensor | None) -> tuple[T
     return dx0, None, None, dnoise, None, None, None
 
 
-def laid_out(grad: Tensor, channels_last: bool) -> Tensor:
-    """A gradient as the forward pass laid its results out, and so its own, however it arrives."""
-    return grad.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else grad.contiguous()
-
-
 _q_sample_backward = define(
     "q_sample_backward(Tensor? dx_t, Tensor? dtarget, Tensor alpha, Tensor sigma, str? target, ScalarType? x0,"
     " ScalarType? noise) -> (Tensor, Tensor)",
-    _backward,
+    "fastgen_kernels.q_sample_triton:backward",
     _fake_backward,
 )
 _q_sample = define(
     "q_sample(Tensor x0, Tensor alpha, Tensor sigma, Tensor? noise, Tensor? key, str? target, ScalarType dtype)"
     " -> (Tensor, Tensor)",
-    _forward,
+    "fastgen_kernels.q_sample_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

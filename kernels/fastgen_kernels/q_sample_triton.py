@@ -1,35 +1,18 @@
 """Kernels of q_sample.py, one each way. Noise under a key is drawn where it is used and never stored."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets
-from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like
-from fastgen_kernels.philox_triton import load_key, tile
-
-
-@triton.jit
-def as_signal(x0, COMPUTE: tl.constexpr):
-    """x0 in COMPUTE, uint8 scaled to [-1, 1], both ends exactly."""
-    if x0.dtype == tl.uint8:
-        return (x0.to(COMPUTE) - 127.5) * 0.00784313725490196
-    return x0.to(COMPUTE)
-
-
-@triton.jit
-def make_target(x0, eps, alpha, sigma, TARGET: tl.constexpr):
-    """As in q_sample.py."""
-    if TARGET == "eps":
-        return eps
-    if TARGET == "x0":
-        return x0
-    if TARGET == "v":
-        return alpha * eps - sigma * x0
-    return eps - x0
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
+from fastgen_kernels.blocks_triton import cover, noise, offsets
+from fastgen_kernels.elements_triton import elements, elementwise_launch
+from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like, in_memory_order, like
+from fastgen_kernels.noise_triton import load_key
+from fastgen_kernels.targets_triton import as_signal, make_target
 
 
 @triton.jit
@@ -42,23 +25,6 @@ def through_target(dtarget, alpha, sigma, TARGET: tl.constexpr):
     if TARGET == "v":
         return -sigma * dtarget, alpha * dtarget
     return -dtarget, dtarget
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """x in dtype; bf16 by way of fp32, as in torch, for the interpreter's cast from fp64 is wrong."""
-    if dtype == tl.bfloat16:
-        return x.to(tl.float32).to(dtype)
-    return x.to(dtype)
-
-
-@triton.jit
-def elements(N, E, SAMPLES: tl.constexpr, ELEMENTS: tl.constexpr):
-    """A program's samples, and where its elements of them lie in tensors that are dense and alike; see `flat`."""
-    tiles = tl.cdiv(E, ELEMENTS)
-    n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
-    i = (tl.program_id(0) % tiles).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)[None, :]
-    return n, n * E + i, (n < N) & (i < E)
 
 
 @triton.jit
@@ -124,10 +90,9 @@ def forward(
     if x0.numel() == 0:
         return x_t, made
     # Noise that is drawn follows the logical order; what is given is taken in that of memory.
-    clean, out = (as_ncs(x) if eps is None else in_order(x, x_t) for x in (x0, x_t))
+    clean, out = (as_ncs(x) if eps is None else in_memory_order(x, x_t) for x in (x0, x_t))
     compute = compute_dtype(x0.dtype, dtype)
-    # In fp64 1024 blocks spill.
-    sizes, constants, tiles = cover(out, clean, most=256 if compute == torch.float64 else 1024)
+    sizes, constants, tiles = cover(out, clean)
     grid = (triton.cdiv(len(x0), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(x0):
         forward_kernel[grid](
@@ -148,7 +113,7 @@ def backward(
     if grad.numel() == 0:
         return dx0, dnoise
     compute = compute_dtype(grad.dtype, *filter(None, (x0, noise)))
-    grid, arguments = flat(grad, compute)
+    grid, arguments = elementwise_launch(grad, compute)
     with torch.cuda.device_of(grad):
         backward_kernel[grid](
             *(None if x is None else like(x, grad) for x in (dx_t, dtarget)),
@@ -156,17 +121,3 @@ def backward(
             *(x if x.numel() else None for x in (dx0, dnoise)), TARGET=target, **arguments,
         )  # fmt: skip
     return dx0, dnoise
-
-
-def flat(x: Tensor, compute: torch.dtype) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid over the elements of x in the order of memory, and the sizes and constants that go with it."""
-    n, e = len(x), x[0].numel()
-    samples, blocks = tile(triton.cdiv(e, 4))
-    block = min(4 * blocks, 1024 if compute == torch.float64 else 4096)
-    sizes = {"N": n, "E": e, "COMPUTE": TRITON_DTYPE[compute], "SAMPLES": samples, "ELEMENTS": block}
-    return (triton.cdiv(n, samples) * triton.cdiv(e, block),), sizes
-
-
-def in_order(y: Tensor, x: Tensor) -> Tensor:
-    """y seen as (N, C, S), or as (N, S, C) where x has its channels innermost: in the order in which x lies in memory."""
-    return as_ncs(y).mT if channels_last(x) else as_ncs(y)

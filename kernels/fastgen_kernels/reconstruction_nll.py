@@ -59,18 +59,6 @@ def as_probability(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
-def _forward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.reconstruction_nll_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.reconstruction_nll_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(logits: Tensor, *arguments: Any) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=compute_dtype(logits.dtype))
 
@@ -90,12 +78,12 @@ def _gradients(ctx: Any, dnll: Tensor) -> tuple[Tensor | None, ...]:
 
 _reconstruction_nll_backward = define(
     "reconstruction_nll_backward(Tensor dnll, Tensor logits, Tensor x, str likelihood, float std) -> Tensor",
-    _backward,
+    "fastgen_kernels.reconstruction_nll_triton:backward",
     _fake_backward,
 )
 _reconstruction_nll = define(
     "reconstruction_nll(Tensor logits, Tensor x, str likelihood, float std) -> Tensor",
-    _forward,
+    "fastgen_kernels.reconstruction_nll_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

@@ -11,12 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, remaining
-from fastgen_kernels.diffusion_loss_triton import place
-from fastgen_kernels.layout import channels_last, compute_dtype, empty_like
-from fastgen_kernels.philox_triton import tile
-from fastgen_kernels.q_sample_triton import rounded
-from fastgen_kernels.reparameterize_kl_triton import splits
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining, rounded
+from fastgen_kernels.blocks_triton import splits
+from fastgen_kernels.elements_triton import element_tile, offset_of
+from fastgen_kernels.layout import as_ncs, channels_last, compute_dtype, empty_like
 
 
 @triton.jit
@@ -92,8 +90,8 @@ def forward_kernel(
     total = tl.zeros((SAMPLES, BLOCK), COMPUTE)
     for first in range(start, stop, BLOCK):
         inside = exists & (j < remaining(first, stop, BLOCK))
-        logits_at = n * logits_strides[0] + place(first + j, S, logits_strides, LOGITS_FLAT)
-        x_at = n * x_strides[0] + place(first + j, S, x_strides, X_FLAT)
+        logits_at = n * logits_strides[0] + offset_of(first + j, S, logits_strides, LOGITS_FLAT)
+        x_at = n * x_strides[0] + offset_of(first + j, S, x_strides, X_FLAT)
         logit = tl.load(logits_ptr + logits_at, inside).to(COMPUTE)
         x = as_probability(tl.load(x_ptr + x_at, inside), COMPUTE)
         total += tl.where(inside, element_nll(logit, x, INVERSE_STD, CONSTANT), 0.0)
@@ -115,8 +113,8 @@ def backward_kernel(
     dnll = tl.load(dnll_ptr + n * dnll_stride, exists)
 
     inside = exists & (j < remaining(first, E, BLOCK))
-    logits_at = n * logits_strides[0] + place(first + j, S, logits_strides, LOGITS_FLAT)
-    x_at = n * x_strides[0] + place(first + j, S, x_strides, X_FLAT)
+    logits_at = n * logits_strides[0] + offset_of(first + j, S, logits_strides, LOGITS_FLAT)
+    x_at = n * x_strides[0] + offset_of(first + j, S, x_strides, X_FLAT)
     logit = tl.load(logits_ptr + logits_at, inside).to(COMPUTE)
     x = as_probability(tl.load(x_ptr + x_at, inside), COMPUTE)
     dlogits = dnll * slope(logit, x, INVERSE_STD)
@@ -158,10 +156,10 @@ def plan(logits: Tensor, x: Tensor, likelihood: str, std: float) -> tuple[dict[s
     if innermost:
         logits, x = logits.mT, x.mT
     n, c, s = logits.shape
-    samples, blocks = tile(triton.cdiv(c * s, 4))
+    samples, block = element_tile(c * s)
     logits_flat, x_flat = (y[0].is_contiguous() for y in (logits, x))
-    # In fp64, and where each element has an address of its own, more spill.
-    block = min(4 * blocks, 4096 if compute == torch.float32 and logits_flat and x_flat else 1024)
+    if not (logits_flat and x_flat):
+        block = min(block, 1024)  # where each element has an address of its own, more spill
     arguments = {
         "logits_ptr": logits, "logits_strides": logits.stride(), "x_ptr": x, "x_strides": x.stride(),
         "N": n, "S": s, "E": c * s,

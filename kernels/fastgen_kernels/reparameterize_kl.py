@@ -69,18 +69,6 @@ def reparameterize_kl_reference(
     return like(z.to(mu.dtype), mu), like(kl, mu)
 
 
-def _forward(mu: Tensor, logvar: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    from fastgen_kernels.reparameterize_kl_triton import forward
-
-    return forward(mu, logvar, *arguments)
-
-
-def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from fastgen_kernels.reparameterize_kl_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(
     mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None, low: float, high: float, per_element: bool
 ) -> tuple[Tensor, Tensor]:
@@ -107,13 +95,13 @@ def _gradients(ctx: Any, dz: Tensor | None, dkl: Tensor | None) -> tuple[Tensor 
 _reparameterize_kl_backward = define(
     "reparameterize_kl_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor logvar, Tensor? eps, Tensor? key, float low,"
     " float high, bool per_element) -> (Tensor, Tensor)",
-    _backward,
+    "fastgen_kernels.reparameterize_kl_triton:backward",
     _fake_backward,
 )
 _reparameterize_kl = define(
     "reparameterize_kl(Tensor mu, Tensor logvar, Tensor? eps, Tensor? key, float low, float high, bool per_element)"
     " -> (Tensor, Tensor)",
-    _forward,
+    "fastgen_kernels.reparameterize_kl_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

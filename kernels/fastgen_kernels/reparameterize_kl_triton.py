@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets, remaining
-from fastgen_kernels.layout import compute_dtype, empty_like, like
-from fastgen_kernels.philox_triton import load_key
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining
+from fastgen_kernels.blocks_triton import cover, noise, offsets, splits
+from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like, like
+from fastgen_kernels.noise_triton import load_key
 
 
 @triton.jit
@@ -64,7 +65,7 @@ def forward_kernel(
             std = tl.exp(0.5 * logvar)
             word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, tl.exp(logvar)))
             if SUM:
-                kl = tl.where(inside, kl + word, kl)  # not 0 added, which spills in fp64
+                kl = tl.where(inside, kl + word, kl)
             else:
                 tl.store(kl_ptr + out, word, inside)
             tl.store(z_ptr + out, mu + std * eps, inside)
@@ -158,9 +159,7 @@ def plan(
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """What both kernels take, as arguments and constants, and the number of tiles that cover a sample."""
     mu, logvar, out3, compute = as_ncs(mu), as_ncs(logvar), as_ncs(out), compute_dtype(mu.dtype)
-    # More blocks spill in fp64, and strided ones.
-    most = 256 if compute == torch.float64 else 1024
-    sizes, constants, tiles = cover(out3, mu, logvar, most=most, strided=most // 2)
+    sizes, constants, tiles = cover(out3, mu, logvar, strided=512)  # more spill
     arguments = {
         "mu_ptr": mu, "mu_strides": mu.stride(), "logvar_ptr": logvar, "logvar_strides": logvar.stride(),
         "eps_ptr": None if eps is None else like(eps, out), "key_ptr": None if key is None else key.contiguous(),
@@ -170,9 +169,3 @@ def plan(
         "LOW": low, "HIGH": high, "DRAW": eps is None, "SUM": not per_element, "COMPUTE": TRITON_DTYPE[compute],
     }  # fmt: skip
     return arguments, constants, tiles
-
-
-def splits(n: int, tiles: int) -> int:
-    """How many programs share the sum of a sample. More than one cost a second launch, which pays where a few large samples would
-    leave most of the GPU idle."""
-    return 1 if tiles <= 16 else min(triton.cdiv(512, n), triton.cdiv(tiles, 8))

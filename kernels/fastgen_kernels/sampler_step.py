@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fastgen_kernels.checks import check_batched, check_device, check_float, check_key, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, in_format, like
 from fastgen_kernels.library import define
 from fastgen_kernels.philox import philox_normal
-from fastgen_kernels.q_sample import laid_out
 
 
 def sampler_step(
@@ -62,18 +61,6 @@ def sampler_step_reference(
     return like(x_next.to(x.dtype), x)
 
 
-def _forward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.sampler_step_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    from fastgen_kernels.sampler_step_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(x: Tensor, *arguments: Any) -> Tensor:
     return empty_like(x)
 
@@ -92,7 +79,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
     dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
-    grads = _sampler_step_backward(laid_out(grad, ctx.channels_last), *ctx.saved_tensors, *dtypes)
+    grads = _sampler_step_backward(in_format(grad, ctx.channels_last), *ctx.saved_tensors, *dtypes)
     dx, dx0_hat, dprevious = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return dx, dx0_hat, None, dprevious, None
 
@@ -100,12 +87,12 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _sampler_step_backward = define(
     "sampler_step_backward(Tensor grad, Tensor coefficients, ScalarType? x, ScalarType? x0_hat,"
     " ScalarType? previous) -> (Tensor, Tensor, Tensor)",
-    _backward,
+    "fastgen_kernels.sampler_step_triton:backward",
     _fake_backward,
 )
 _sampler_step = define(
     "sampler_step(Tensor x, Tensor x0_hat, Tensor coefficients, Tensor? previous, Tensor? key) -> Tensor",
-    _forward,
+    "fastgen_kernels.sampler_step_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

@@ -1,14 +1,17 @@
 """Kernels of sampler_step.py, one each way. The noise is drawn where it is added."""
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, cover, noise, offsets
-from fastgen_kernels.layout import compute_dtype, empty_like, like
-from fastgen_kernels.philox_triton import load_key
-from fastgen_kernels.q_sample_triton import elements, flat, in_order, rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
+from fastgen_kernels.blocks_triton import cover, noise, offsets
+from fastgen_kernels.elements_triton import elements, elementwise_launch
+from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like, in_memory_order, like
+from fastgen_kernels.noise_triton import load_key
 
 
 @triton.jit
@@ -75,15 +78,14 @@ def forward(
     if x.numel() == 0:
         return x_next
     # Noise follows the logical order; without it that of memory is taken.
-    out, *inputs = (as_ncs(y) if key is not None else in_order(y, x_next) for y in (x_next, x, x0_hat, previous) if y is not None)
-    compute = compute_dtype(x.dtype)
-    wide = compute == torch.float64  # 4 warps would spill, as would 1024 blocks
-    sizes, constants, tiles = cover(out, *inputs, most=512 if wide else 1024)
+    view = as_ncs if key is not None else partial(in_memory_order, x=x_next)
+    out, *inputs = (view(y) for y in (x_next, x, x0_hat, previous) if y is not None)
+    sizes, constants, tiles = cover(out, *inputs)
     places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (previous is None)
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
             *places, None if key is None else key.contiguous(), coefficients, coefficients.stride(0),
-            out, out.stride(), **sizes, COMPUTE=TRITON_DTYPE[compute], **constants, num_warps=8 if wide else 4,
+            out, out.stride(), **sizes, COMPUTE=TRITON_DTYPE[compute_dtype(x.dtype)], **constants,
         )  # fmt: skip
     return x_next
 
@@ -93,7 +95,7 @@ def backward(grad: Tensor, coefficients: Tensor, *dtypes: torch.dtype | None) ->
     grads = tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
     if grad.numel() == 0:
         return grads
-    grid, arguments = flat(grad, compute_dtype(grad.dtype))
+    grid, arguments = elementwise_launch(grad, compute_dtype(grad.dtype))
     with torch.cuda.device_of(grad):
         backward_kernel[grid](
             like(grad, grad), coefficients, coefficients.stride(0), *(y if y.numel() else None for y in grads),

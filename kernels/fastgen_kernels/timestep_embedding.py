@@ -40,14 +40,10 @@ def timestep_embedding_reference(t: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))
 
 
-def _launch(t: Tensor, dim: int) -> Tensor:
-    from fastgen_kernels.timestep_embedding_triton import timestep_embedding
-
-    return timestep_embedding(t, dim)
-
-
 def _fake(t: Tensor, dim: int) -> Tensor:
     return t.new_empty((t.shape[0], dim), dtype=torch.float32)
 
 
-_timestep_embedding = define("timestep_embedding(Tensor t, int dim) -> Tensor", _launch, _fake)
+_timestep_embedding = define(
+    "timestep_embedding(Tensor t, int dim) -> Tensor", "fastgen_kernels.timestep_embedding_triton:timestep_embedding", _fake
+)

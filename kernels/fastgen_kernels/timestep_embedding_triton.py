@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.philox_triton import cos_sin
+from fastgen_kernels.arithmetic_triton import cos_sin
 
 
 @triton.jit

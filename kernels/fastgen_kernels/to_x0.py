@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fastgen_kernels.checks import check_batched, check_device, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like, per_sample
+from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, in_format, like, per_sample
 from fastgen_kernels.library import define
-from fastgen_kernels.q_sample import laid_out
 
 
 def to_x0(
@@ -67,18 +66,6 @@ def to_x0_reference(
     return like(x0_hat.to(x.dtype), x)
 
 
-def _forward(*arguments: Any) -> Tensor:
-    from fastgen_kernels.to_x0_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    from fastgen_kernels.to_x0_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(out: Tensor, x: Tensor, *arguments: Any) -> Tensor:
     return empty_like(x)
 
@@ -98,7 +85,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
     dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, needed, strict=True)]
     c_skip, c_out, scales = ctx.saved_tensors
-    grads = _to_x0_backward(laid_out(grad, ctx.channels_last), c_skip, c_out, ctx.scale, scales, *dtypes)
+    grads = _to_x0_backward(in_format(grad, ctx.channels_last), c_skip, c_out, ctx.scale, scales, *dtypes)
     dout, dx, duncond = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return dout, dx, None, None, duncond, None, None
 
@@ -106,13 +93,13 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _to_x0_backward = define(
     "to_x0_backward(Tensor grad, Tensor c_skip, Tensor c_out, float scale, Tensor? scales,"
     " ScalarType? out, ScalarType? x, ScalarType? uncond) -> (Tensor, Tensor, Tensor)",
-    _backward,
+    "fastgen_kernels.to_x0_triton:backward",
     _fake_backward,
 )
 _to_x0 = define(
     "to_x0(Tensor out, Tensor x, Tensor c_skip, Tensor c_out, Tensor? uncond, float scale, Tensor? scales)"
     " -> Tensor",
-    _forward,
+    "fastgen_kernels.to_x0_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

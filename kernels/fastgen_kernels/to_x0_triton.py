@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, cover, offsets
-from fastgen_kernels.layout import compute_dtype, empty_like, like
-from fastgen_kernels.q_sample_triton import elements, flat, in_order, rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
+from fastgen_kernels.blocks_triton import cover, offsets
+from fastgen_kernels.elements_triton import elements, elementwise_launch
+from fastgen_kernels.layout import compute_dtype, empty_like, in_memory_order, like
 
 
 @triton.jit
@@ -82,15 +83,14 @@ def forward(
     x0_hat = empty_like(x)
     if x.numel() == 0:
         return x0_hat
-    compute = compute_dtype(x.dtype)
-    inputs = [in_order(y, x0_hat) for y in (out, x, uncond) if y is not None]
-    x0 = in_order(x0_hat, x0_hat)
-    sizes, constants, tiles = cover(x0, *inputs, most=256 if compute == torch.float64 else 1024)
+    inputs = [in_memory_order(y, x0_hat) for y in (out, x, uncond) if y is not None]
+    x0 = in_memory_order(x0_hat, x0_hat)
+    sizes, constants, tiles = cover(x0, *inputs)
     places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (uncond is None)
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
             *places, *coefficients(c_skip, c_out, scale, scales), x0, x0.stride(), **sizes,
-            COMPUTE=TRITON_DTYPE[compute], **constants,
+            COMPUTE=TRITON_DTYPE[compute_dtype(x.dtype)], **constants,
         )  # fmt: skip
     return x0_hat
 
@@ -102,7 +102,7 @@ def backward(
     grads = tuple(grad.new_empty(0) if dtype is None else empty_like(grad, dtype) for dtype in dtypes)
     if grad.numel() == 0:
         return grads
-    grid, arguments = flat(grad, compute_dtype(grad.dtype))
+    grid, arguments = elementwise_launch(grad, compute_dtype(grad.dtype))
     with torch.cuda.device_of(grad):
         backward_kernel[grid](
             like(grad, grad), *coefficients(c_skip, c_out, scale, scales), *(y if y.numel() else None for y in grads),

@@ -7,8 +7,9 @@ of each tensor ago, and is still in the cache where these are no more than it ho
 import torch
 from torch import Tensor
 
+from fastgen_kernels.dispatch import processors
 from fastgen_kernels.group_norm import backward_triton, forward_triton
-from fastgen_kernels.group_norm.plan import Plan, plans, processors
+from fastgen_kernels.group_norm.plan import Plan, plans
 
 L2 = 50 * 2**20  # bytes
 WARPS = 16  # of a processor at work, with 128 registers a lane

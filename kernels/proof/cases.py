@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fastgen_kernels.adamw_ema import Profile, Settings, adamw_ema_
 from fastgen_kernels.attention import _attention_qkv, attention_qkv
-from fastgen_kernels.blocks_triton import as_ncs
 from fastgen_kernels.denoising_loss import denoising_loss
 from fastgen_kernels.diffusion_loss import diffusion_loss
 from fastgen_kernels.geglu import geglu
 from fastgen_kernels.group_norm import add_group_norm, group_norm
 from fastgen_kernels.layer_norm import add_layer_norm, layer_norm
+from fastgen_kernels.layout import as_ncs
 from fastgen_kernels.philox import noise_key, philox_normal
 from fastgen_kernels.q_sample import Target, q_sample
 from fastgen_kernels.reconstruction_nll import Likelihood, reconstruction_nll
@@ -344,13 +344,13 @@ def _attention(name: str, n: int, heads: int, d: int, side: int, *, channels_las
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
         qkv = torch.randn(shape, dtype=torch.bfloat16, device=device)
-        return (_laid_out(qkv, channels_last).requires_grad_(),)
+        return (_in_memory_format(qkv, channels_last).requires_grad_(),)
 
     def eager(qkv: Tensor, attend: Callable[..., Tensor] = F.scaled_dot_product_attention) -> Outputs:
         parts = qkv.reshape(n, 3, heads, d, side**2).transpose(3, 4).unbind(1)
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in parts)  # SDPA's fast backends want D contiguous
         out = attend(q, k, v)
-        return (_laid_out(out.transpose(2, 3).reshape(n, heads * d, side, side), channels_last),)
+        return (_in_memory_format(out.transpose(2, 3).reshape(n, heads * d, side, side), channels_last),)
 
     of_out = n * heads * d * side**2 * 2
     return Case(
@@ -364,7 +364,7 @@ def _attention(name: str, n: int, heads: int, d: int, side: int, *, channels_las
     )
 
 
-def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
+def _in_memory_format(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 

@@ -1,9 +1,10 @@
 """Does a test fail for each mutant of a Triton source file? `python kernels/proof mutate fastgen_kernels/x_triton.py`
 
 The mutants (mutations.py) run in the interpreter against the tests test_x.py and test_x_*.py, anywhere below tests/, that carry
-the marker `kill`, or all tests there where none does. A failing test, a crash, a lack of memory or of time kills a mutant. What
-no test can tell from the original is justified in equivalent_mutants/, in x_triton.txt or op/x_triton.txt: the mutant's name as
-printed here, and the reason below it, indented. Exit code 1 below 95% killed or justified, 2 where nothing could be run.
+the marker `kill`, or all tests there where none does; for a file that ops share, against those of the ops in SHARED_BY. A failing
+test, a crash, a lack of memory or of time kills a mutant. What no test can tell from the original is justified in
+equivalent_mutants/, in x_triton.txt or op/x_triton.txt: the mutant's name as printed here, and the reason below it, indented.
+Exit code 1 below 95% killed or justified, 2 where nothing could be run.
 """
 
 import argparse
@@ -25,6 +26,15 @@ from proof.mutations import Mutant, mutants
 REQUIRED = 0.95
 EQUIVALENTS = Path("kernels", "proof", "equivalent_mutants")
 KINDS = ("killed", "justified", "survived")
+# Files that several ops share: the ops whose tests see every change of them.
+SHARED_BY = {
+    "arithmetic": ("q_sample", "philox", "layer_norm", "group_norm_precision"),
+    "blocks": ("blocks", "philox"),
+    "element_losses": ("diffusion_loss",),
+    "elements": ("q_sample", "diffusion_loss"),
+    "noise": ("philox",),
+    "targets": ("q_sample",),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,10 +92,12 @@ def module_name(file: Path) -> str:
 
 
 def find_tests(file: Path, root: Path) -> list[Path]:
-    """Those of x_triton.py, or else of the folder that it is in: an op may have its kernels in several files."""
+    """Those of x_triton.py, or of the ops that share it; else of the folder that it is in: an op may have its kernels in several
+    files."""
     op = file.stem.removesuffix("_triton")
-    for name in (op, file.parent.name):
-        if tests := sorted([*root.glob(f"tests/**/test_{name}.py"), *root.glob(f"tests/**/test_{name}_*.py")]):
+    for names in (SHARED_BY.get(op, (op,)), (file.parent.name,)):
+        patterns = [pattern for name in names for pattern in (f"tests/**/test_{name}.py", f"tests/**/test_{name}_*.py")]
+        if tests := sorted(test for pattern in patterns for test in root.glob(pattern)):
             return tests
     raise FileNotFoundError(f"{file.name} must have tests in tests/test_{op}.py or tests/test_{op}_*.py, found none in {root}")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastgen.functional import noise_key, philox_normal, reparameterize_kl
-from fastgen_kernels.blocks_triton import as_ncs, cover
+from fastgen_kernels.blocks_triton import cover, splits
+from fastgen_kernels.layout import as_ncs
 from proof.laboratory.device import DEVICE, interpreter_only
 from proof.laboratory.far import lazy
 from proof.laboratory.guard_pages import assert_in_bounds
@@ -89,8 +90,8 @@ def test_cover(shape, strides, flat, quarters, samples, blocks, tiles):
     assert sizes == {"N": n, "C": c, "S": s, "E": c * s, "Q": -(-c * s // 4)}
     assert constants == {"FLAT": flat, "QUARTERS": quarters, "SAMPLES": samples, "BLOCKS": blocks}
     assert covered == tiles
-    assert cover(x, x, most=2)[1]["BLOCKS"] == 2
-    assert cover(x, x, most=2, strided=1)[1]["BLOCKS"] == (2 if flat or quarters else 1)
+    assert cover(x, x, strided=2)[1]["BLOCKS"] == (blocks if flat or quarters else 2)
+    assert cover(x, x, strided=2048)[1]["BLOCKS"] == blocks
 
 
 @pytest.mark.kill
@@ -106,3 +107,11 @@ def test_as_ncs():
         x = torch.empty(shape)
         assert as_ncs(x).shape == expected
         assert as_ncs(x).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.kill
+def test_splits():
+    assert splits(1, 16) == splits(512, 4096) == 1  # a small sample, or enough of them
+    assert splits(1, 4096) == 512
+    assert splits(1, 17) == 3
+    assert splits(200, 4096) == 3

@@ -195,18 +195,9 @@ def test_what_the_target_is_made_of_has_gradients_too():
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(
-    ("dtype", "x0_dtype", "blocks", "tiles"),
-    [
-        (torch.float32, torch.uint8, 1024, 2),
-        (torch.float64, torch.float32, 256, 5),
-        (torch.float32, torch.float64, 256, 5),
-    ],
-)
-def test_tiles(dtype, x0_dtype, blocks, tiles):
-    """A program takes less where anything is in fp64, as its registers ask."""
-    _, constants, found = kernels.plan(*inputs((1, 4100), dtype, x0_dtype=x0_dtype), "v", "mse")
-    assert (constants["BLOCKS"], found) == (blocks, tiles)
+def test_tiles():
+    _, constants, found = kernels.plan(*inputs((1, 4100), x0_dtype=torch.uint8), "v", "mse")
+    assert (constants["BLOCKS"], found) == (1024, 2)
 
 
 @interpreter_only

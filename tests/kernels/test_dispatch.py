@@ -74,6 +74,16 @@ def test_one_tensor_elsewhere_takes_the_reference():
     assert obstacle(torch.device("meta")) == "the device is no NVIDIA GPU"
 
 
+def test_fp64_takes_the_reference_but_in_the_interpreter(monkeypatch):
+    wide = CPU.double()
+    monkeypatch.setattr(dispatch, "_enabled", True)
+    monkeypatch.setattr(dispatch, "obstacle", lambda device: None)
+    for interpreted in (True, False):
+        monkeypatch.setattr(dispatch, "_INTERPRETED", interpreted)
+        assert use_triton(CPU, None, dtype=torch.float16)
+        assert use_triton(wide) == use_triton(CPU, wide) == use_triton(CPU, dtype=torch.float64) == interpreted
+
+
 def test_old_gpus_take_the_reference(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     for capability, reason in [((7, 5), "compute capability 8.0 or newer is needed, the device has 7.5"), ((9, 0), None)]:

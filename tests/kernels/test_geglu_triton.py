@@ -115,12 +115,10 @@ def test_nan_stays_in_its_place():
 
 @interpreter_only
 @pytest.mark.kill
-@pytest.mark.parametrize(("dtype", "programs"), [(torch.float32, 2), (torch.float64, 3)])
-def test_a_program_takes_less_in_fp64(dtype, programs):
-    """As its registers ask."""
+def test_a_program_takes_2048_elements():
     with recorded() as log:
-        y = geglu(random((3, 2 * 1000), dtype))
-    assert len({access.program for access in log}) == programs
+        y = geglu(random((3, 2 * 1000)))
+    assert len({access.program for access in log}) == 2
     assert len(y) == 3
 
 

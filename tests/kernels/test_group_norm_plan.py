@@ -116,21 +116,12 @@ def test_a_single_pass_reads_nothing_again():
 
 
 @pytest.mark.parametrize(
-    ("sooner", "dtype", "innermost", "elements", "warps"),
-    [
-        (False, torch.bfloat16, True, 4096, 8),
-        (False, torch.bfloat16, False, 4096, 8),
-        (True, torch.bfloat16, True, 4096, 8),
-        (True, torch.bfloat16, False, 1024, 4),
-        (False, torch.float64, True, 1024, 8),
-        (False, torch.float64, False, 512, 8),
-        (True, torch.float64, True, 1024, 8),
-        (True, torch.float64, False, 1024, 8),
-    ],
+    ("sooner", "innermost", "elements", "warps"),
+    [(False, True, 4096, 8), (False, False, 4096, 8), (True, True, 4096, 8), (True, False, 1024, 4)],
 )
-def test_tiles_are_those_that_do_not_spill(monkeypatch, sooner, dtype, innermost, elements, warps):
+def test_tiles_are_those_that_do_not_spill(monkeypatch, sooner, innermost, elements, warps):
     """`pytest -m exhaustive` compiles them."""
     monkeypatch.setattr(plan, "spills_sooner", lambda device: sooner)
-    x = torch.empty(1, 128, 512 * 512, dtype=dtype, device="meta")
+    x = torch.empty(1, 128, 512 * 512, dtype=torch.bfloat16, device="meta")
     split = plan.plans(x.mT.contiguous().mT if innermost else x, 32, FORWARD, TILE)[-1]
     assert (split.algorithm, split.height * split.width, split.warps) == ("split", elements, warps)

@@ -5,8 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fastgen_kernels.arithmetic_triton import reciprocal_deviation
 from fastgen_kernels.group_norm import _group_norm
-from fastgen_kernels.group_norm.tiles_triton import reciprocal_deviation
 from proof.laboratory.accuracy import assert_as_accurate, results
 from proof.laboratory.device import DEVICE
 from proof.laboratory.tensors import random

@@ -280,28 +280,26 @@ def test_empty(shape):
 
 @pytest.mark.kill
 @pytest.mark.parametrize(
-    ("rows", "c", "dtype", "heights", "programs", "warps"),
+    ("rows", "c", "heights", "programs", "warps"),
     [
-        (32768, 320, torch.float32, (16, 8), (256, 256), (8, 8)),
-        (2048, 1280, torch.float32, (4, 2), (256, 256), (8, 8)),
-        (2**24, 1, torch.float32, (8192, 4096), (256, 256), (8, 8)),  # as many rows as a tile holds
-        (2**22, 2, torch.float64, (1024, 512), (256, 256), (8, 8)),
-        (65536, 1280, torch.float64, (1, 1), (264, 264), (8, 16)),  # rows longer than a tile
-        (5, 8192, torch.float32, (1, 1), (5, 5), (8, 16)),
-        (5, 2048, torch.float64, (1, 1), (5, 5), (8, 16)),
-        (2 * 264, 1024, torch.float32, (2, 2), (264, 264), (8, 8)),
-        (264, 1000, torch.float32, (1, 1), (264, 264), (2, 2)),
-        (264, 512, torch.float32, (1, 1), (264, 264), (1, 1)),
-        (300, 8, torch.float32, (1, 1), (150, 150), (1, 1)),  # all processors are kept busy
-        (527, 8, torch.float32, (1, 1), (264, 264), (1, 1)),
-        (528, 8, torch.float32, (2, 2), (264, 264), (1, 1)),
-        (3 * 264, 8, torch.float32, (2, 2), (198, 198), (1, 1)),  # tiles come out even
-        (3 * 264 + 1, 8, torch.float32, (2, 2), (199, 199), (1, 1)),
+        (32768, 320, (16, 8), (256, 256), (8, 8)),
+        (2048, 1280, (4, 2), (256, 256), (8, 8)),
+        (2**24, 1, (8192, 4096), (256, 256), (8, 8)),  # as many rows as a tile holds
+        (65536, 8192, (1, 1), (264, 264), (8, 16)),  # rows as long as a tile, backward longer
+        (5, 8192, (1, 1), (5, 5), (8, 16)),
+        (2 * 264, 1024, (2, 2), (264, 264), (8, 8)),
+        (264, 1000, (1, 1), (264, 264), (2, 2)),
+        (264, 512, (1, 1), (264, 264), (1, 1)),
+        (300, 8, (1, 1), (150, 150), (1, 1)),  # all processors are kept busy
+        (527, 8, (1, 1), (264, 264), (1, 1)),
+        (528, 8, (2, 2), (264, 264), (1, 1)),
+        (3 * 264, 8, (2, 2), (198, 198), (1, 1)),  # tiles come out even
+        (3 * 264 + 1, 8, (2, 2), (199, 199), (1, 1)),
     ],
 )
-def test_plan(rows, c, dtype, heights, programs, warps):
+def test_plan(rows, c, heights, programs, warps):
     """On an H200: rows of a tile, programs, and warps, forward and backward."""
-    x = torch.empty(rows, c, dtype=dtype, device="meta")
+    x = torch.empty(rows, c, device="meta")
     made = [kernels.plan(elements, x=x) for elements in (kernels.FORWARD, kernels.BACKWARD)]
     assert tuple(constants["HEIGHT"] for _, constants in made) == heights
     assert tuple(n for n, _ in made) == programs

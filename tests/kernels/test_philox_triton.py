@@ -9,8 +9,9 @@ import torch
 import fastgen
 from fastgen.functional import noise_key, philox_normal, philox_uniform
 from fastgen_kernels import philox
+from fastgen_kernels.blocks_triton import tile
 from fastgen_kernels.philox import _philox_numpy
-from fastgen_kernels.philox_triton import philox_kernel, tile
+from fastgen_kernels.philox_triton import philox_kernel
 from proof.interpreter import last_program
 from proof.laboratory.compiling import assert_compiles, assert_exports, assert_registered
 from proof.laboratory.device import DEVICE, interpreter_only

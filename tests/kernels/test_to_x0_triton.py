@@ -154,8 +154,8 @@ def test_layouts_may_differ():
         ("half", "channels_last", "row_gap"),
         ("sliced", "half", "permuted"),
     ):
-        laid_out = LAYOUTS[a](out), LAYOUTS[b](x), c_skip, c_out, LAYOUTS[c](uncond), guidance
-        assert op(*laid_out).equal(expected)
+        mixed = LAYOUTS[a](out), LAYOUTS[b](x), c_skip, c_out, LAYOUTS[c](uncond), guidance
+        assert op(*mixed).equal(expected)
 
 
 @interpreter_only
@@ -175,13 +175,11 @@ def test_sound(shape, layout, guided):
 
 @interpreter_only
 @pytest.mark.kill
-@pytest.mark.parametrize(("dtype", "programs"), [(torch.float32, 1), (torch.float64, 3)])
-def test_a_program_takes_less_in_fp64(dtype, programs):
-    """As its registers ask."""
-    given = inputs((1, 2052), dtype)
+def test_a_program_takes_1024_blocks():
+    given = inputs((1, 2052))
     with recorded() as log:
         x0_hat = op(*given)
-    assert len({access.program for access in log}) == programs
+    assert len({access.program for access in log}) == 1
     torch.testing.assert_close(x0_hat, reference(*given))
 
 

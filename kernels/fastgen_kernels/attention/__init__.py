@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgen_kernels.attention.choice import kernels_are_faster, one_tile, readable
-from fastgen_kernels.attention.reference import Order, attention_qkv_reference, attention_reference, flat, split_heads
+from fastgen_kernels.attention.reference import Order, as_heads, attention_qkv_reference, attention_reference
 from fastgen_kernels.checks import check_choice, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import compute_dtype, empty_like
@@ -73,7 +73,7 @@ def attention_qkv(qkv: Tensor, num_heads: int, *, order: Order = "qkv_major") ->
         raise ValueError(f"attention_qkv: num_heads must divide C = {c}, got {num_heads}")
     qkv = _autocast(qkv)
     d, positions = c // num_heads, math.prod(qkv.shape[2:])
-    if use_triton(qkv) and kernels_are_faster(d, positions, qkv.dtype, qkv.device) and readable(_heads(qkv, 3 * num_heads)):
+    if use_triton(qkv) and kernels_are_faster(d, positions, qkv.dtype, qkv.device) and readable(as_heads(qkv, 3 * num_heads)):
         return _attention_qkv(qkv, num_heads, order)[0]
     return attention_qkv_reference(qkv, num_heads, order)
 
@@ -84,26 +84,8 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    from fastgen_kernels.attention.forward_triton import forward
-
-    out = torch.empty_like(q)
-    return out, forward(q, k, v, mask, scale, out)
-
-
 def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=compute_dtype(q.dtype))
-
-
-def _backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor | None, lse: Tensor, scale: float,
-    wanted: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    from fastgen_kernels.attention.backward_triton import backward
-
-    grads = [torch.empty_like(x) if want else x.new_empty(0) for x, want in zip((q, k, v), wanted, strict=True)]
-    backward(dout, q, k, v, mask, out, lse, scale, *(g if want else None for g, want in zip(grads, wanted, strict=True)))
-    return tuple(grads)
 
 
 def _fake_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -125,33 +107,9 @@ def _gradients(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor 
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
 
 
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    """(N, H, T, D), a view of (N, C, *S) as `empty_like` lays it out."""
-    return flat(x).unflatten(1, (num_heads, -1)).transpose(2, 3)
-
-
-def _forward_qkv(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, Tensor]:
-    from fastgen_kernels.attention.forward_triton import forward
-
-    q, k, v = split_heads(qkv, num_heads, order)
-    out = empty_like(qkv[:, : qkv.shape[1] // 3])
-    return out, forward(q, k, v, None, 1 / math.sqrt(q.shape[3]), _heads(out, num_heads))
-
-
 def _fake_forward_qkv(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, Tensor]:
     lse = qkv.new_empty((qkv.shape[0], num_heads, math.prod(qkv.shape[2:])), dtype=compute_dtype(qkv.dtype))
     return empty_like(qkv[:, : qkv.shape[1] // 3]), lse
-
-
-def _backward_qkv(dout: Tensor, qkv: Tensor, out: Tensor | None, lse: Tensor, num_heads: int, order: Order) -> Tensor:
-    from fastgen_kernels.attention.backward_triton import backward
-
-    dqkv = empty_like(qkv)
-    q, k, v = split_heads(qkv, num_heads, order)
-    grads = split_heads(dqkv, num_heads, order)
-    dout, out = _heads(dout, num_heads), None if out is None else _heads(out, num_heads)
-    backward(dout, q, k, v, None, out, lse, 1 / math.sqrt(q.shape[3]), *grads)
-    return dqkv
 
 
 def _fake_backward_qkv(dout: Tensor, qkv: Tensor, *_: Any) -> Tensor:
@@ -175,24 +133,24 @@ def _gradients_qkv(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Ten
 _attention_backward = define(
     "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? out, Tensor lse, float scale,"
     " bool[] wanted) -> (Tensor, Tensor, Tensor)",
-    _backward,
+    "fastgen_kernels.attention.backward_triton:attention_backward",
     _fake_backward,
 )
 _attention = define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> (Tensor, Tensor)",
-    _forward,
+    "fastgen_kernels.attention.forward_triton:attention_forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,
 )
 _attention_qkv_backward = define(
     "attention_qkv_backward(Tensor dout, Tensor qkv, Tensor? out, Tensor lse, int num_heads, str order) -> Tensor",
-    _backward_qkv,
+    "fastgen_kernels.attention.backward_triton:attention_qkv_backward",
     _fake_backward_qkv,
 )
 _attention_qkv = define(
     "attention_qkv(Tensor qkv, int num_heads, str order) -> (Tensor, Tensor)",
-    _forward_qkv,
+    "fastgen_kernels.attention.forward_triton:attention_qkv_forward",
     _fake_forward_qkv,
     setup_context=_setup_context_qkv,
     backward=_gradients_qkv,

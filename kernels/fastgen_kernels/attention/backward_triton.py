@@ -6,6 +6,8 @@ Source: Dao et al., arXiv:2205.14135, appendix B.2. Where weights are transposed
 rearranged between products. Every sum is made by one program, in one order.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -29,6 +31,8 @@ from fastgen_kernels.attention.heads_triton import (
     zeros,
 )
 from fastgen_kernels.attention.plan import backward_plan, constants
+from fastgen_kernels.attention.reference import Order, as_heads, split_heads
+from fastgen_kernels.layout import empty_like
 
 
 @triton.jit
@@ -120,6 +124,28 @@ def keys_kernel(
         store_rows((dk_ptr, dk_strides), dk[0] * scale, dk[1] * scale, n, h, first, j, first + j < K, D, D1, D2, WIDE)
     if dv_ptr is not None:
         store_rows((dv_ptr, dv_strides), dv[0], dv[1], n, h, first, j, first + j < K, D, D1, D2, WIDE)
+
+
+def attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor | None, lse: Tensor, scale: float,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of q, k and v, laid out as they are; of no elements where one is not wanted."""
+    grads = [torch.empty_like(x) if want else x.new_empty(0) for x, want in zip((q, k, v), wanted, strict=True)]
+    backward(dout, q, k, v, mask, out, lse, scale, *(g if want else None for g, want in zip(grads, wanted, strict=True)))
+    return tuple(grads)
+
+
+def attention_qkv_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor | None, lse: Tensor, num_heads: int, order: Order
+) -> Tensor:
+    """The gradient of qkv, in its memory format."""
+    dqkv = empty_like(qkv)
+    q, k, v = split_heads(qkv, num_heads, order)
+    grads = split_heads(dqkv, num_heads, order)
+    dout, out = as_heads(dout, num_heads), None if out is None else as_heads(out, num_heads)
+    backward(dout, q, k, v, None, out, lse, 1 / math.sqrt(q.shape[3]), *grads)
+    return dqkv
 
 
 def backward(

@@ -2,6 +2,8 @@
 `scale`: that of attention times log2(e), without its sign. For backward lse is kept, in units of the products: the weights of a
 row are 2^((product - lse) scale). It is infinite for a row without keys."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +24,8 @@ from fastgen_kernels.attention.heads_triton import (
     zeros,
 )
 from fastgen_kernels.attention.plan import constants, forward_plan
-from fastgen_kernels.layout import compute_dtype
+from fastgen_kernels.attention.reference import Order, as_heads, split_heads
+from fastgen_kernels.layout import compute_dtype, empty_like
 
 
 @triton.jit
@@ -100,6 +103,19 @@ def tiled_kernel(
         v = load_rows((v_ptr, v_strides), n, h, s, j, s + j < K, D, D1, D2, WIDE)
         o = over_rows((o[0] * shrink[:, None], o[1] * shrink[:, None]), p, v, D2, UPCAST, PRECISION)
     store_result((out_ptr, out_strides), lse_ptr, o, largest, total, scale, n, h, H, S, first, i, D, D1, D2, WIDE)
+
+
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """out, laid out as q is, and lse (N, H, S)."""
+    out = torch.empty_like(q)
+    return out, forward(q, k, v, mask, scale, out)
+
+
+def attention_qkv_forward(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, Tensor]:
+    """out (N, C, *S), in qkv's memory format, and lse (N, H, T)."""
+    q, k, v = split_heads(qkv, num_heads, order)
+    out = empty_like(qkv[:, : qkv.shape[1] // 3])
+    return out, forward(q, k, v, None, 1 / math.sqrt(q.shape[3]), as_heads(out, num_heads))
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, out: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.q_sample_triton import rounded
+from fastgen_kernels.arithmetic_triton import rounded
 
 
 @triton.jit

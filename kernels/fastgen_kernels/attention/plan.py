@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE
 from fastgen_kernels.attention.choice import is_hopper, one_tile
-from fastgen_kernels.blocks_triton import TRITON_DTYPE
 from fastgen_kernels.dispatch import interpreted
 from fastgen_kernels.layout import compute_dtype
 

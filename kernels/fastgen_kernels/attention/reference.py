@@ -46,11 +46,16 @@ def attention_qkv_reference(qkv: Tensor, num_heads: int, order: Order) -> Tensor
 
 def split_heads(qkv: Tensor, num_heads: int, order: Order) -> tuple[Tensor, ...]:
     """q, k and v (N, H, T, D) of (N, 3C, *S), views where *S can be seen as one dimension."""
-    heads = flat(qkv).unflatten(1, (3, num_heads, -1) if order == "qkv_major" else (num_heads, 3, -1))
+    heads = _as_nct(qkv).unflatten(1, (3, num_heads, -1) if order == "qkv_major" else (num_heads, 3, -1))
     heads = heads if order == "qkv_major" else heads.transpose(1, 2)
     return heads.transpose(3, 4).unbind(1)
 
 
-def flat(x: Tensor) -> Tensor:
-    """(N, C, T) of (N, C, *S), of no elements too."""
+def as_heads(x: Tensor, num_heads: int) -> Tensor:
+    """x (N, C, *S) as (N, H, T, D): a view where *S can be seen as one dimension of T positions."""
+    return _as_nct(x).unflatten(1, (num_heads, -1)).transpose(2, 3)
+
+
+def _as_nct(x: Tensor) -> Tensor:
+    """x (N, C, *S) as (N, C, T), of no elements too."""
     return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))

@@ -103,18 +103,6 @@ def _check(
     check_choice(op, "activation", activation, (None, "silu"))
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from fastgen_kernels.group_norm.forward_triton import forward
-
-    return forward(*arguments)
-
-
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    from fastgen_kernels.group_norm.backward_triton import backward
-
-    return backward(*arguments)
-
-
 def _fake_forward(x: Tensor, residual: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """An op has a fixed number of outputs: without a residual the second is of no elements. The third are the statistics."""
     groups = arguments[5]
@@ -155,13 +143,13 @@ def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | N
 _group_norm_backward = define(
     "group_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift,"
     " Tensor? pre_bias, Tensor statistics, str? activation, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
+    "fastgen_kernels.group_norm.backward_triton:backward",
     _fake_backward,
 )
 _group_norm = define(
     "group_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? pre_bias,"
     " int groups, float eps, str? activation) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    "fastgen_kernels.group_norm.forward_triton:forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,

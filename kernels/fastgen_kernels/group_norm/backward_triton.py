@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining, rounded
 from fastgen_kernels.autotune import fastest
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, remaining
 from fastgen_kernels.group_norm.plan import Plan, plans, power_of_2, spills_sooner
 from fastgen_kernels.group_norm.tiles_triton import (
     affine,
@@ -28,8 +28,7 @@ from fastgen_kernels.group_norm.tiles_triton import (
     wide,
     within,
 )
-from fastgen_kernels.layout import compute_dtype, empty_like
-from fastgen_kernels.q_sample_triton import rounded
+from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like
 
 HELD, TILE = 16384, 4096  # elements; see `plans`
 MERGED = 128  # channels of a group whose parts are summed at a time

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, reciprocal_deviation, remaining, rounded
 from fastgen_kernels.autotune import fastest
-from fastgen_kernels.blocks_triton import TRITON_DTYPE, as_ncs, remaining
 from fastgen_kernels.group_norm.plan import Plan, plans
 from fastgen_kernels.group_norm.tiles_triton import (
     affine,
@@ -18,15 +18,13 @@ from fastgen_kernels.group_norm.tiles_triton import (
     over_group,
     piece,
     places,
-    reciprocal_deviation,
     settled,
     sigmoid,
     store_statistics,
     wide,
     within,
 )
-from fastgen_kernels.layout import compute_dtype, empty_like
-from fastgen_kernels.q_sample_triton import rounded
+from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like
 
 HELD, TILE = 32768, 4096  # elements; see `plans`
 MERGED = 1024  # partial statistics that are merged at a time

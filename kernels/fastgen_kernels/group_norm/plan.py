@@ -9,13 +9,14 @@ split     Slabs are too few to fill the GPU, or groups too wide for a tile: many
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import lcm, log2
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fastgen_kernels.dispatch import capability
+from fastgen_kernels.dispatch import capability, processors
 
 Algorithm = Literal["held", "streamed", "split"]
 
@@ -37,26 +38,21 @@ class Plan:
     warps: int
 
 
-def plans(x: Tensor, groups: int, held: int, tile: int) -> list[Plan]:
+def plans(x: Tensor, groups: int, held: int, tile: int) -> tuple[Plan, ...]:
     """For x (N, C, S), first what should be the fastest. held: elements of a slab that registers hold, without spills; half as
-    many where positions are innermost, and from compute capability 10.0 on; of fp64 an eighth. tile: elements of a tile of a slab
-    that they do not hold, for 8 warps; where positions are innermost a quarter from 10.0 on, for 4 warps. Of fp64 a quarter,
-    where positions are innermost half of that before 10.0."""
+    many where positions are innermost, and from compute capability 10.0 on. tile: elements of a tile of a slab that they do not
+    hold, for 8 warps; where positions are innermost a quarter from 10.0 on, for 4 warps."""
     n, c, s = x.shape
-    innermost = x.stride(1) == 1
-    double, sooner = x.dtype == torch.float64, spills_sooner(x.device)
-    held //= (8 if double else 2 if sooner else 1) * (1 if innermost else 2)
-    full = 8
-    if double:
-        tile //= 4 if sooner or innermost else 8
-    elif sooner and not innermost:
-        tile, full = tile // 4, 4
-    return candidates(n, c, s, groups, innermost=innermost, held=held, tile=tile, full=full, processors=processors(x.device))
+    innermost, sooner = x.stride(1) == 1, spills_sooner(x.device)
+    held //= (2 if sooner else 1) * (1 if innermost else 2)
+    tile, full = (tile // 4, 4) if sooner and not innermost else (tile, 8)
+    return _remembered(n, c, s, groups, innermost=innermost, held=held, tile=tile, full=full, processors=processors(x.device))
 
 
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; where kernels are interpreted, or compiled ahead of time, those of an H200."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+@lru_cache(maxsize=1024)
+def _remembered(*sizes: int, **options: Any) -> tuple[Plan, ...]:
+    """The candidates, which a model asks for at each of its norms in each step."""
+    return tuple(candidates(*sizes, **options))
 
 
 def spills_sooner(device: torch.device) -> bool:

@@ -105,12 +105,6 @@ def store_statistics(statistics_ptr, n, c, C, here, mean, rest, rstd, GROUP: tl.
 
 
 @triton.jit
-def reciprocal_deviation(var, eps, COMPUTE: tl.constexpr):
-    """1 / sqrt(var + eps), of a variance that rounding may have made negative; NaN stays NaN, which the GPU's maximum drops."""
-    return 1.0 / tl.sqrt(tl.where(var < 0.0, 0.0, var) + tl.cast(eps, COMPUTE))
-
-
-@triton.jit
 def sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 

@@ -6,9 +6,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fastgen_kernels.attention import _backward_qkv, _forward, _forward_qkv
-from fastgen_kernels.attention.backward_triton import backward
+from fastgen_kernels.attention.backward_triton import attention_qkv_backward, backward
 from fastgen_kernels.attention.choice import listed_as_faster, one_tile
+from fastgen_kernels.attention.forward_triton import attention_forward, attention_qkv_forward
 from fastgen_kernels.attention.plan import split
 from proof.aot_cases.launch import BF16, FP16, Launch, text, widths
 
@@ -44,12 +44,12 @@ def stacked(layout: str, d: int, positions: int, dtype: torch.dtype, *, lane: in
         return torch.empty(n, t, c, dtype=dtype).transpose(1, 2) if layout == "channels_last" else torch.empty(shape, dtype=dtype)
 
     def forward() -> None:
-        _forward_qkv(make(shape), 8, "qkv_major")
+        attention_qkv_forward(make(shape), 8, "qkv_major")
 
     def back() -> None:
         dout, lse = make((8, 8 * d, positions)), torch.empty(8, 8, positions)
         out = None if one_tile(d, positions, dtype, dout.device) else torch.empty_like(dout)
-        _backward_qkv(dout, make(shape), out, lse, 8, "qkv_major")
+        attention_qkv_backward(dout, make(shape), out, lse, 8, "qkv_major")
 
     name = f"{layout} D {d}, {positions} positions, {text(dtype)}"
     on = taken(d, positions, dtype)
@@ -71,5 +71,5 @@ def cross(d: int, keys: int, masked: bool) -> Iterator[Launch]:
 
     on = taken(d, keys, BF16)
     name = f"cross D {d}, {keys} keys{', masked' * masked}"
-    yield Launch("attention", f"forward {name}", lambda: _forward(*make(), 0.125), capabilities=on)
+    yield Launch("attention", f"forward {name}", lambda: attention_forward(*make(), 0.125), capabilities=on)
     yield Launch("attention", f"backward {name}", back, capabilities=on)

@@ -24,7 +24,8 @@ class Launch:
     capabilities: tuple[int, ...] | None = None
 
 
-def laid_out(layout: str, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def empty_tensor(layout: str, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor (N, C, *S) without values, in a layout: "contiguous", "channels_last", "every second" or "unaligned"."""
     n, c, *s = sizes
     if layout == "channels_last":
         return torch.empty(n, *s, c, dtype=dtype).movedim(-1, 1)

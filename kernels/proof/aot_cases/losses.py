@@ -9,14 +9,14 @@ from torch import Tensor
 
 from fastgen_kernels import denoising_loss_triton, diffusion_loss_triton
 from fastgen_kernels.layout import compute_dtype
-from proof.aot_cases.launch import BF16, FP16, FP32, FP64, Launch, keys, laid_out, text, widths
+from proof.aot_cases.launch import BF16, FP16, FP32, Launch, empty_tensor, keys, text, widths
 
 
 def diffusion_loss() -> Iterator[Launch]:
     """Every tile, layout and dtype; every kind, rarer layouts, odd and huge sizes in bf16. A lane has 8 elements side by side."""
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last"))]
-    for (sizes, layout), dtype in product(layouts, (FP32, BF16, FP16, FP64)):
+    for (sizes, layout), dtype in product(layouts, (FP32, BF16, FP16)):
         yield from _losses(sizes, layout, layout, dtype, dtype, lane=8, main=sizes == large and dtype == BF16)
     for kind in ("l1", "huber", "charbonnier"):
         yield from _losses(large, "contiguous", "contiguous", BF16, FP32, kind, weighted=False, lane=8)
@@ -32,7 +32,7 @@ def _losses(
     kind: str = "mse", weighted: bool = True, lane: int = 0, main: bool = False,
 ) -> Iterator[Launch]:  # fmt: skip
     def run(launcher: Callable[..., Tensor], *dloss: Tensor) -> None:
-        pred, target = laid_out(pred_layout, sizes, pred_dtype), laid_out(target_layout, sizes, target_dtype)
+        pred, target = empty_tensor(pred_layout, sizes, pred_dtype), empty_tensor(target_layout, sizes, target_dtype)
         launcher(*dloss, pred, target, torch.empty(sizes[0]) if weighted else None, kind)
 
     name = f"{kind}{' weighted' * weighted} {pred_layout} {target_layout} {sizes} {text(pred_dtype)} {text(target_dtype)}"
@@ -44,12 +44,12 @@ def _losses(
 
 
 def denoising_loss() -> Iterator[Launch]:
-    """As diffusion_loss, with every target and x0 in uint8. A lane has 8 elements side by side in the largest tile, 2 of them in
-    fp64, 4 where the channels are taken by quarters."""
+    """As diffusion_loss, with every target and x0 in uint8. A lane has 8 elements side by side in the largest tile, 4
+    where the channels are taken by quarters."""
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last"))]
-    for (sizes, layout), dtype in product(layouts, (FP32, BF16, FP16, FP64)):
-        lane = 0 if sizes == small else 2 if sizes == medium or dtype == FP64 else 8 if layout == "contiguous" else 4
+    for (sizes, layout), dtype in product(layouts, (FP32, BF16, FP16)):
+        lane = 0 if sizes == small else 2 if sizes == medium else 8 if layout == "contiguous" else 4
         main = sizes == large and dtype == BF16
         yield from _denoising_losses(sizes, layout, layout, dtype, dtype, lane=lane, main=main)
         yield from _denoising_losses(sizes, layout, layout, dtype, torch.uint8, "v", lane=lane, main=main)
@@ -67,7 +67,7 @@ def _denoising_losses(
     target: str = "flow", kind: str = "mse", weighted: bool = True, lane: int = 0, main: bool = False,
 ) -> Iterator[Launch]:  # fmt: skip
     def run(launcher: Callable[..., Tensor], *dloss: Tensor) -> None:
-        pred, x0 = laid_out(pred_layout, sizes, pred_dtype), laid_out(x0_layout, sizes, x0_dtype)
+        pred, x0 = empty_tensor(pred_layout, sizes, pred_dtype), empty_tensor(x0_layout, sizes, x0_dtype)
         alpha, sigma, weight = torch.empty(3, sizes[0])
         launcher(*dloss, pred, x0, alpha, sigma, keys(sizes[0]), weight if weighted else None, target, kind)
 

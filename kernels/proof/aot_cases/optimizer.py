@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from fastgen_kernels import adamw_ema_triton
-from proof.aot_cases.launch import BF16, FP16, FP32, Launch, laid_out, text
+from proof.aot_cases.launch import BF16, FP16, FP32, Launch, empty_tensor, text
 
 
 def adamw_ema() -> Iterator[Launch]:
@@ -27,7 +27,7 @@ def _step(
     """Of one tensor, of a few chunks and a rest."""
 
     def like(dtype: torch.dtype | None) -> list[torch.Tensor]:
-        return [] if dtype is None else [laid_out(layout, (3, 16387), dtype)]
+        return [] if dtype is None else [empty_tensor(layout, (3, 16387), dtype)]
 
     def run() -> None:
         trained = FP32 if grad is not None else None

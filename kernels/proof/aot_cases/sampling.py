@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgen_kernels import q_sample_triton, sampler_step_triton, timestep_embedding_triton, to_x0_triton
 from fastgen_kernels.layout import empty_like
-from proof.aot_cases.launch import BF16, FP16, FP32, FP64, Launch, keys, laid_out, text, widths
+from proof.aot_cases.launch import BF16, FP16, FP32, Launch, empty_tensor, keys, text, widths
 
 
 def q_sample() -> Iterator[Launch]:
@@ -20,7 +20,7 @@ def q_sample() -> Iterator[Launch]:
     for (sizes, layout), draw in product(layouts, (True, False)):
         wide = sizes == large and (layout == "contiguous" or (layout == "channels_last" and not draw))
         lane = 8 if wide else 0 if sizes == small or layout == "every second" else 4 if sizes == large else 2
-        for dtype in (FP32, BF16, FP16, FP64):
+        for dtype in (FP32, BF16, FP16):
             yield _q_sample_forward(sizes, layout, dtype, dtype, "v", draw, lane, main=wide and dtype == BF16)
         for dtype in (FP32, BF16):
             yield _q_sample_forward(sizes, layout, torch.uint8, dtype, None, draw, lane, main=wide and draw)
@@ -35,8 +35,8 @@ def q_sample() -> Iterator[Launch]:
         yield _q_sample_backward(large, BF16, "v", given, wanted, lane=8, main=wanted == (1, 1))
     for sizes, dtype in product((small, medium, large), (FP32, FP16)):
         yield _q_sample_backward(sizes, dtype, "v", (1, 1), (1, 1), lane=8)
-    for target, dtype in product(("eps", "x0", "v", "flow"), (BF16, FP64)):
-        yield _q_sample_backward(large, dtype, target, (1, 1), (1, 1), lane=8)
+    for target in ("eps", "x0", "v", "flow"):
+        yield _q_sample_backward(large, BF16, target, (1, 1), (1, 1), lane=8)
     for sizes in ((5, 3), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
         yield _q_sample_backward(sizes, BF16, "flow", (1, 1), (1, 1))
 
@@ -46,7 +46,7 @@ def _q_sample_forward(
     main: bool = False,
 ) -> Launch:  # fmt: skip
     def run() -> None:
-        x0 = laid_out(layout, sizes, clean)
+        x0 = empty_tensor(layout, sizes, clean)
         eps, key = (None, keys(len(x0))) if draw else (empty_like(x0, dtype), None)
         q_sample_triton.forward(x0, *torch.empty(2, len(x0)), eps, key, target, dtype)
 
@@ -83,7 +83,7 @@ def to_x0() -> Iterator[Launch]:
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last", "every second"))]
     for (sizes, layout), guided in product(layouts, (True, False)):
         lane = 0 if layout == "every second" else {small: 0, medium: 2, large: 8}[sizes]
-        for dtype in (FP32, BF16, FP16, FP64) if guided and layout == "contiguous" else (BF16,):
+        for dtype in (FP32, BF16, FP16) if guided and layout == "contiguous" else (BF16,):
             main = sizes == large and dtype == BF16 and lane > 0
             yield _to_x0_forward(sizes, layout, layout, dtype, guided, lane, main)
     for sizes, layout, other in product(
@@ -101,7 +101,7 @@ def _to_x0_forward(
     """x in one layout, what the network gave in another."""
 
     def run() -> None:
-        out, x, uncond = (laid_out(form, sizes, dtype) for form in (other, layout, other))
+        out, x, uncond = (empty_tensor(form, sizes, dtype) for form in (other, layout, other))
         rest = (uncond, 1.0, torch.empty(len(x))) if guided else (None, 1.0, None)
         to_x0_triton.forward(out, x, *torch.empty(2, len(x)), *rest)
 
@@ -114,18 +114,16 @@ def _run_to_x0_backward(grad: Tensor, dtypes: list[torch.dtype | None]) -> None:
 
 
 def sampler_step() -> Iterator[Launch]:
-    """As to_x0, with noise drawn or not. A lane has 4 elements side by side where noise takes many channels by quarters; of fp64
-    it has half as many."""
+    """As to_x0, with noise drawn or not. A lane has 4 elements side by side where noise takes many channels by quarters."""
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
     layouts = [(small, "contiguous"), *product((medium, large), ("contiguous", "channels_last", "every second"))]
     for (sizes, layout), draw in product(layouts, (True, False)):
         lane = 0 if sizes == small or layout == "every second" else 2 if sizes == medium else 4
         if sizes == large and (layout == "contiguous" or (layout == "channels_last" and not draw)):
             lane = 8
-        for dtype in (FP32, BF16, FP16, FP64) if draw else (BF16,):
+        for dtype in (FP32, BF16, FP16) if draw else (BF16,):
             main = sizes == large and dtype == BF16 and lane > 0
-            side_by_side = lane // 2 if dtype == FP64 else lane
-            yield _sampler_step_forward(sizes, layout, layout, dtype, draw, draw, side_by_side, main)
+            yield _sampler_step_forward(sizes, layout, layout, dtype, draw, draw, lane, main)
     for sizes, other, previous in product((medium, large), ("channels_last", "unaligned"), (True, False)):
         yield _sampler_step_forward(sizes, "contiguous", other, BF16, draw=True, previous=previous)
     for sizes in ((5, 3), (3, 3, 5, 5), (1, 5, 33, 33), (1, 1, 2**31 + 64)):
@@ -140,7 +138,7 @@ def _sampler_step_forward(
     """x and previous in one layout, x0_hat in another."""
 
     def run() -> None:
-        x, x0_hat, last = (laid_out(form, sizes, dtype) for form in (layout, other, layout))
+        x, x0_hat, last = (empty_tensor(form, sizes, dtype) for form in (layout, other, layout))
         sampler_step_triton.forward(x, x0_hat, torch.empty(4), last if previous else None, keys(len(x)) if draw else None)
 
     name = f"forward{' draw' * draw}{' previous' * previous} {layout} {other} {sizes} {text(dtype)}"
@@ -160,7 +158,7 @@ def _multiples(op: str, run: Callable[[Tensor, list[torch.dtype | None]], None])
         return Launch(op, name, partial(run, grad, dtypes), widths(["grad_ptr"], lane, dtype), main)
 
     small, medium, large = (128, 16), (64, 16, 4, 4), (8, 16, 32, 32)
-    for sizes, dtype in product((small, medium, large), (FP32, BF16, FP64)):
+    for sizes, dtype in product((small, medium, large), (FP32, BF16)):
         yield launch(sizes, dtype, main=sizes == large and dtype == BF16)
     for wanted in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
         yield launch(large, BF16, wanted)

@@ -186,14 +186,14 @@ def _compute(x: Tensor) -> tl.dtype:
 
 gated = define(
     "laboratory_gated(Tensor x, Tensor w, str fault) -> (Tensor, Tensor)",
-    launch_forward,
+    f"{__name__}:launch_forward",
     fake_forward,
     setup_context=setup_context,
     backward=backward,
 )
 gated_backward = define(
     "laboratory_gated_backward(Tensor grad_y, Tensor grad_total, Tensor x, Tensor w, str fault) -> (Tensor, Tensor)",
-    launch_backward,
+    f"{__name__}:launch_backward",
     fake_backward,
 )
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastgen_kernels.philox_triton import normals
+from fastgen_kernels.noise_triton import normals
 
 
 @triton.jit
