@@ -62,17 +62,25 @@ def adamw_ema_(
 ) -> None:
     """One step, in place, of the parameters that have gradients, which come first, and of the averages of all.
 
-    params: of one dtype, each without gaps in memory. grads, exp_avgs, exp_avg_sqs, steps: of the first of them; gradients of any
-    floating dtype and layout, which may be scaled in place; steps 0-dim fp32. averages: up to two lists as long as params, with a
-    profile each. copies: of the first parameters, in any floating dtype. Averages, exp_avgs and exp_avg_sqs have the dtype of the
-    parameters; they and the copies lie in memory as the parameters do.
-    counts: int64 (2,), of the steps made and of those skipped. lr: fp64 (G,), of each group, on the parameters' device. settings:
-    of each group. groups: of the parameters with gradients, the number of the group.
-    clip: the largest norm of the gradient; inf only checks that it is finite, 0 does not look at it. grad_scale: what the
-    gradients are to be divided by. found_inf: where it is not 0 the step is skipped; both 0-dim fp32, as torch.amp.GradScaler's.
-    checked: the last step had the same tensors beside the gradients, so that they need not be looked at again.
+    params: of one float dtype, each without gaps in memory.
+    grads: of the first parameters, in any float dtype and layout; they may be scaled in place.
+    exp_avgs, exp_avg_sqs: m and v of the same parameters, of their dtype and layout.
+    steps: t of the same parameters, 0-dim fp32.
+    counts: int64 (2,), the steps made and the steps skipped.
+    lr: fp64 (G,), the learning rate of each group, on the parameters' device.
+    settings: the other settings of each of G groups.
+    groups: of each parameter with a gradient, the number of its group.
+    averages: up to two lists as long as params, of the parameters' dtype and layout.
+    profiles: one for each list of averages.
+    copies: of the first parameters, in any float dtype and in their layout.
+    clip: the largest norm of all gradients together; inf only checks that it is finite, 0 does not look at it.
+    grad_scale: 0-dim fp32, what the gradients are to be divided by, as torch.amp.GradScaler's.
+    found_inf: 0-dim fp32; where it is not 0 the step is skipped.
+    checked: whether the last step had the same tensors beside the gradients, so that they need not be checked again.
 
-    Raises ValueError for what does not go together.
+    The arithmetic is in fp32; for fp64 parameters, which take the reference, in fp64.
+
+    Raises ValueError for numbers of tensors, shapes, dtypes, layouts or devices that do not fit together.
     """
     if not checked:
         _check(params, grads, exp_avgs, exp_avg_sqs, steps, counts, lr, settings, groups, averages, profiles, copies)
@@ -113,6 +121,10 @@ def adamw_ema_reference_(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
+    """The step of adamw_ema_ by PyTorch's fused AdamW and foreach operations, in place; the arguments have passed its checks.
+
+    Its rounding is that of PyTorch's operations; the kernels', which compute the step size in fp64, differs in the last digits.
+    """
     grads = [g if g.dtype == p.dtype else g.to(p.dtype) for g, p in zip(grads, params, strict=False)]
     if clip > 0:
         grad_scale, found_inf = clipping(torch.nn.utils.get_total_norm(grads), clip, grad_scale, found_inf)

@@ -120,6 +120,7 @@ def power(base, exponent):
 
 @triton.jit
 def eight(at):
+    """Eight numbers that lie side by side, from `at` on."""
     a, b, c, d = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
     return a, b, c, d, tl.load(at + 4), tl.load(at + 5), tl.load(at + 6), tl.load(at + 7)
 
@@ -167,6 +168,7 @@ def update_kernel(
 
 @triton.jit
 def update(param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, first_ptr, second_ptr, copy_ptr, e, inside, numbers, weights):
+    """The step, copies and averages of elements e; the pointer of what is absent is None. numbers, weights: of prepare_kernel."""
     p = tl.load(param_ptr + e, inside)
     if grad_ptr is not None:
         scale, shrink, one_minus_beta1, beta2, one_minus_beta2, step_size, correction, eps = numbers
@@ -222,6 +224,7 @@ def launch(
     settings: list[float], groups: list[int], profiles: list[float], clip: float, grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:  # fmt: skip
+    """The op adamw_ema_: settings and profiles are flat lists, four numbers a group and three an average."""
     lists = params, grads, exp_avgs, exp_avg_sqs, first, second, copies, steps
     facts = Facts(
         tuple([tuple([x.data_ptr() for x in xs]) for xs in lists]),
@@ -271,10 +274,12 @@ def find_plan(facts: Facts) -> Plan:
 
 @lru_cache(maxsize=8)
 def remember_plan(facts: Facts, stream: int) -> Plan:
+    """make_plan, once for the same facts on the same stream."""
     return make_plan(facts)
 
 
 def make_plan(facts: Facts) -> Plan:
+    """The table, the list of chunks, settings and profiles, in one copy to the device; see Plan."""
     table = list(zip_longest(*facts.pointers, facts.sizes, facts.groups, fillvalue=0))
     of_kind: dict[Kind, list[int]] = defaultdict(list)
     for i, (row, grad, copy) in enumerate(zip_longest(table, facts.grads, facts.copies)):

@@ -1,4 +1,4 @@
-"""diffusion_loss against a target that is made again from the key: neither noise nor target is stored for the loss.
+"""diffusion_loss against q_sample's target, computed again from the key of the noise: neither noise nor target is stored.
 
     loss_i = weight_i · mean over elements of l(pred_i - target(x0_i, noise(key_i), alpha_i, sigma_i))
 
@@ -40,7 +40,7 @@ def denoising_loss(
     q_sample(..., dtype=torch.float32), by the reference bit for bit, by the kernels but for the order of the sum; and finer
     than with a target that was rounded to bf16.
 
-    Raises TypeError for other dtypes, ValueError for shapes that differ, an unknown target or kind.
+    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown target or kind.
     """
     check_float("denoising_loss", pred=pred, weight=weight)
     check_diffused("denoising_loss", x0, alpha, sigma)
@@ -70,6 +70,12 @@ def denoising_loss_reference(
     target: Target,
     kind: Kind,
 ) -> Tensor:
+    """diffusion_loss_reference of pred and the target that q_sample makes under the same key: (N,) fp32, fp64 for fp64 pred.
+
+    pred, x0: (N, ...), float, x0 uint8 too. alpha, sigma, weight: (N,) float. key: int64 (N, 4).
+
+    The target is made and stays in fp32, in fp64 where pred or x0 is. The arguments have passed denoising_loss's checks.
+    """
     compute = compute_dtype(pred.dtype, x0.dtype)
     noise = philox_normal(x0.shape, key, dtype=compute)
     alpha, sigma = per_sample(alpha.to(compute), x0), per_sample(sigma.to(compute), x0)

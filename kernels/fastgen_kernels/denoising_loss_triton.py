@@ -87,6 +87,7 @@ def backward_kernel(
 def forward(
     pred: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, key: Tensor, weight: Tensor | None, target: str, kind: str
 ) -> Tensor:
+    """The op denoising_loss: (N,), in fp32, in fp64 for fp64 pred; NaN where samples have no elements."""
     n, compute = len(pred), compute_dtype(pred.dtype)
     if pred.numel() == 0:
         return pred.new_full((n,), torch.nan, dtype=compute)  # the mean of nothing
@@ -103,6 +104,7 @@ def backward(
     dloss: Tensor, pred: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, key: Tensor, weight: Tensor | None,
     target: str, kind: str,
 ) -> Tensor:  # fmt: skip
+    """The gradient of pred, in its dtype and memory format."""
     dpred = empty_like(pred)
     if pred.numel() == 0:
         return dpred

@@ -27,7 +27,7 @@ def diffusion_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None, *
     pred, target: (N, ...) float, of one shape; the target is a constant or carries its own graph.
     weight: (N,) float.
 
-    Raises TypeError for dtypes that are not floats, ValueError for shapes that differ or an unknown kind.
+    Raises TypeError for dtypes that are not floats, ValueError for shapes or devices that differ or an unknown kind.
     """
     check_float("diffusion_loss", pred=pred, target=target, weight=weight)
     check_batched("diffusion_loss", pred=pred)
@@ -45,6 +45,10 @@ def diffusion_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None, *
 
 
 def diffusion_loss_reference(pred: Tensor, target: Tensor, weight: Tensor | None, kind: Kind) -> Tensor:
+    """weight_i · mean over the elements of sample i of l(pred - target): (N,) fp32, fp64 for fp64 pred.
+
+    pred, target: (N, ...) float. weight: (N,) float, 1 where absent. The arguments have passed diffusion_loss's checks.
+    """
     compute = compute_dtype(pred.dtype)
     pred, target = pred.to(compute), like(target.to(compute), pred)
     # An axis is put in so that (N,) predictions, one element a sample, have something to average over.

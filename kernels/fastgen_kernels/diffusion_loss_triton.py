@@ -64,6 +64,7 @@ def backward_kernel(
 
 
 def forward(pred: Tensor, target: Tensor, weight: Tensor | None, kind: str) -> Tensor:
+    """The op diffusion_loss: (N,), in fp32, in fp64 for fp64 pred; NaN where samples have no elements."""
     n, compute = len(pred), compute_dtype(pred.dtype)
     if pred.numel() == 0:
         return pred.new_full((n,), torch.nan, dtype=compute)  # the mean of nothing
@@ -80,6 +81,7 @@ def forward(pred: Tensor, target: Tensor, weight: Tensor | None, kind: str) -> T
 
 
 def backward(dloss: Tensor, pred: Tensor, target: Tensor, weight: Tensor | None, kind: str) -> Tensor:
+    """The gradient of pred, in its dtype and memory format."""
     dpred = empty_like(pred)
     if pred.numel() == 0:
         return dpred

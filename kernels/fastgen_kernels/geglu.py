@@ -31,6 +31,7 @@ def geglu(x: Tensor) -> Tensor:
 
 
 def geglu_reference(x: Tensor) -> Tensor:
+    """x[..., :D] · gelu(x[..., D:]) of x (..., 2D) float: (..., D) of x's dtype, contiguous. Each op rounds to x's dtype."""
     value, gate = x.chunk(2, -1)
     return (value * F.gelu(gate)).contiguous()
 

@@ -53,10 +53,11 @@ def define(
 def beside_input(
     op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The first output of an op, and its first input as it is: an op of torch.library may not return one.
+    """A function that returns the first output of an op, and its first input unchanged, with one backward pass for both.
 
-    So the gradients of both come to `backward` together, that of the input as its second, and it can add what autograd would add
-    in a pass of its own. That is left to torch.compile where it is at work.
+    setup_context, backward: those of the op. backward gets the gradient of the output and, as its second, that of the input that
+    was returned: it adds the two in its own pass, where autograd would take another one. torch.library does not let an op return
+    an input, so that this is an autograd.Function; under torch.compile, which fuses the addition itself, it is the op alone.
     """
 
     class BesideInput(torch.autograd.Function):

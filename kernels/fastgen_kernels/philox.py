@@ -93,8 +93,8 @@ def philox_normal(
 ) -> Tensor:
     """Standard normal noise of a shape (N, *rest), contiguous; key[i] alone makes sample i.
 
-    The numbers are made in fp32, at most 6.8 in magnitude, and cast to `dtype`, any float. They come to be on `device`,
-    by default the key's. The integers underneath are the same everywhere; log, sin and cos may differ in the last bit.
+    The numbers are made in fp32, at most 6.8 in magnitude, and cast to `dtype`, any float. They are on `device`, by default
+    the key's. The integers underneath are the same everywhere; log, sin and cos may differ in the last bit.
 
     Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
     """
@@ -112,8 +112,8 @@ def philox_uniform(
 ) -> Tensor:
     """Uniform noise of a shape (N, *rest), contiguous, strictly inside (0, 1); key[i] alone makes sample i.
 
-    The numbers are odd multiples of 2^-24 in fp32, cast to `dtype` (where fp16 and bf16 may round to 0 or 1). They come
-    to be on `device`, by default the key's, and are the same bits everywhere.
+    The numbers are odd multiples of 2^-24 in fp32, cast to `dtype` (where fp16 and bf16 may round to 0 or 1). They
+    are on `device`, by default the key's, and the same bits everywhere.
 
     Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
     """
@@ -125,7 +125,7 @@ def philox_uniform(
 
 
 def _on_device(op: str, shape: Sequence[int], key: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
-    """The key where the numbers are wanted, once all arguments have been checked."""
+    """The key on the device of the numbers, after all arguments have been checked."""
     if len(shape) == 0:
         raise ValueError(f"{op}: shape must be (N, *rest), got ()")
     if not dtype.is_floating_point:

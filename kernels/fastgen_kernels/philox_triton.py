@@ -42,6 +42,7 @@ def philox_kernel(out_ptr, key_ptr, N, E, Q, NORMAL: tl.constexpr, SAMPLES: tl.c
 
 
 def philox(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:
+    """The op philox: normal or uniform numbers of a shape (N, *rest) under a key (N, 4), in any float dtype, contiguous."""
     out = torch.empty(shape, dtype=dtype, device=key.device)
     if out.numel() == 0:
         return out

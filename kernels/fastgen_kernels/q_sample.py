@@ -1,4 +1,4 @@
-"""Diffuse clean data: x_t = alpha · x0 + sigma · noise, and what the network is to predict from it.
+"""The forward process of diffusion: x_t = alpha · x0 + sigma · noise, and the target that a network predicts from x_t.
 
 target "eps":  noise
 target "x0":   x0
@@ -65,10 +65,10 @@ def q_sample(
     key: int64 (N, 4), from which standard normal noise is drawn; a fresh one when neither is given.
     dtype: of what is returned; by default x0's, fp32 for uint8.
 
-    The arithmetic is in fp32, in fp64 for fp64 x0 or dtype. The results have x0's memory format; the target may be the
-    tensor given as x0 or noise. Gradients flow to every float argument.
+    The arithmetic is in fp32, in fp64 for fp64 x0 or dtype. The results have x0's memory format; targets "x0" and "eps" may be
+    the tensor given as x0 or noise, not a copy. Gradients flow to every float argument.
 
-    Raises TypeError for other dtypes, ValueError for shapes that differ, an unknown target, or noise and key together.
+    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown target, or noise and key together.
     """
     check_diffused("q_sample", x0, alpha, sigma)
     check_float("q_sample", noise=noise)
@@ -97,6 +97,12 @@ def q_sample(
 def q_sample_reference(
     x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, target: Target | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor] | Tensor:
+    """x_t = alpha·x0 + sigma·noise and the target, each of x0's shape and memory format, in `dtype`; x_t alone for target None.
+
+    x0: (N, ...) float, or uint8, read as x/127.5 - 1. alpha, sigma: (N,) float. noise: x0's shape, float.
+
+    The arithmetic is in fp32, in fp64 where x0 or dtype is. The arguments have passed q_sample's checks.
+    """
     compute = compute_dtype(x0.dtype, dtype)
     clean, noise = as_signal(x0, compute), noise.to(compute)
     alpha, sigma = per_sample(alpha.to(compute), x0), per_sample(sigma.to(compute), x0)

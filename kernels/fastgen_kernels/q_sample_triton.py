@@ -85,6 +85,7 @@ def backward_kernel(
 def forward(
     x0: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor | None, key: Tensor | None, target: str | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    """The op q_sample: x_t and the target in `dtype`, in x0's memory format; without a target the second is of no elements."""
     x_t = empty_like(x0, dtype)
     made = x0.new_empty(0, dtype=dtype) if target is None else empty_like(x0, dtype)
     if x0.numel() == 0:

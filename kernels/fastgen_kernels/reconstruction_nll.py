@@ -29,7 +29,7 @@ def reconstruction_nll(logits: Tensor, x: Tensor, *, likelihood: Likelihood = "b
     x: logits' shape, any strides, float in [0, 1], or uint8, read as x/255; a constant or with its own graph.
     std: the deviation of "gaussian"; "bernoulli" has none.
 
-    Raises TypeError for other dtypes, ValueError for shapes that differ, an unknown likelihood, or a std that is not > 0.
+    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown likelihood or a std <= 0.
     """
     check_float("reconstruction_nll", logits=logits, x=None if x.dtype == torch.uint8 else x)
     check_batched("reconstruction_nll", logits=logits)
@@ -45,6 +45,12 @@ def reconstruction_nll(logits: Tensor, x: Tensor, *, likelihood: Likelihood = "b
 
 
 def reconstruction_nll_reference(logits: Tensor, x: Tensor, likelihood: Likelihood, std: float) -> Tensor:
+    """-log p(x | logits) in nats, summed over the elements of each sample: (N,) fp32, fp64 for fp64 logits.
+
+    logits: (N, ...) float. x: logits' shape, float in [0, 1], or uint8, read as x/255. std: of "gaussian".
+
+    The arguments have passed reconstruction_nll's checks.
+    """
     compute = compute_dtype(logits.dtype)
     logits, x = logits.to(compute), like(as_probability(x, compute), logits)
     if likelihood == "bernoulli":

@@ -122,6 +122,7 @@ def backward_kernel(
 
 
 def forward(logits: Tensor, x: Tensor, likelihood: str, std: float) -> Tensor:
+    """The op reconstruction_nll: (N,) nats, in fp32, in fp64 for fp64 logits."""
     n, compute = len(logits), compute_dtype(logits.dtype)
     if logits.numel() == 0:
         return logits.new_zeros(n, dtype=compute)
@@ -139,6 +140,7 @@ def forward(logits: Tensor, x: Tensor, likelihood: str, std: float) -> Tensor:
 
 
 def backward(dnll: Tensor, logits: Tensor, x: Tensor, likelihood: str, std: float) -> Tensor:
+    """The gradient of the logits, in their dtype and memory format."""
     dlogits = empty_like(logits)
     if logits.numel() == 0:
         return dlogits

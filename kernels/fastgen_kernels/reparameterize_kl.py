@@ -36,7 +36,7 @@ def reparameterize_kl(
 
     The arithmetic and kl are in fp32, in fp64 for fp64 mu.
 
-    Raises TypeError for other dtypes, ValueError for shapes that differ, an unknown reduce, or eps and key together.
+    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown reduce, or eps and key together.
     """
     check_float("reparameterize_kl", mu=mu, logvar=logvar, eps=eps)
     check_batched("reparameterize_kl", mu=mu)
@@ -59,6 +59,12 @@ def reparameterize_kl(
 def reparameterize_kl_reference(
     mu: Tensor, logvar: Tensor, eps: Tensor, clamp: tuple[float, float], reduce: Literal["sample", "none"]
 ) -> tuple[Tensor, Tensor]:
+    """z = mu + exp(logvar/2)·eps in mu's dtype, and kl = (mu² + exp(logvar) - 1 - logvar)/2 in nats, both with logvar clamped.
+
+    mu, logvar, eps: (N, ...) float. clamp: the least and the largest logvar. reduce: "sample" for kl (N,), "none" for mu's shape.
+
+    The arithmetic and kl are in fp32, in fp64 for fp64 mu. The arguments have passed reparameterize_kl's checks.
+    """
     compute = compute_dtype(mu.dtype)
     mean, logvar = mu.to(compute), logvar.to(compute).clamp(*clamp)
     z = mean + (logvar / 2).exp() * eps.to(compute)

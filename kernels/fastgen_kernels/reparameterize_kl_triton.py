@@ -121,6 +121,7 @@ def backward_kernel(
 def forward(
     mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None, low: float, high: float, per_element: bool
 ) -> tuple[Tensor, Tensor]:
+    """The op reparameterize_kl: z like mu, and kl, (N,) or per_element of mu's shape, in fp32, in fp64 for fp64 mu."""
     n, compute = len(mu), compute_dtype(mu.dtype)
     z = empty_like(mu)
     if mu.numel() == 0:
@@ -138,6 +139,7 @@ def backward(
     dz: Tensor | None, dkl: Tensor | None, mu: Tensor, logvar: Tensor, eps: Tensor | None, key: Tensor | None,
     low: float, high: float, per_element: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradients of mu and logvar, in their dtypes and mu's memory format; dz or dkl is None where it is not given."""
     dmu, dlogvar = empty_like(mu), empty_like(mu, logvar.dtype)
     if mu.numel() == 0:
         return dmu, dlogvar

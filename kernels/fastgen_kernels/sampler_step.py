@@ -33,7 +33,7 @@ def sampler_step(
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
-    Raises TypeError for other dtypes, ValueError for shapes that differ.
+    Raises TypeError for other dtypes, ValueError for shapes or devices that differ.
     """
     check_float("sampler_step", x=x, x0_hat=x0_hat, coefficients=coefficients, previous=previous)
     check_batched("sampler_step", x=x)
@@ -51,6 +51,12 @@ def sampler_step(
 def sampler_step_reference(
     x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None
 ) -> Tensor:
+    """a·x + b·x0_hat + c·previous + s·noise, of x's shape, dtype and memory format, without the terms that are absent.
+
+    x, x0_hat, previous: (N, ...) float. coefficients: (4,) float, a, b, c, s. key: int64 (N, 4), of the noise.
+
+    The arithmetic is in fp32, in fp64 for fp64 x. The arguments have passed sampler_step's checks.
+    """
     compute = compute_dtype(x.dtype)
     a, b, c, s = coefficients.to(compute).unbind()
     x_next = a * x.to(compute) + b * x0_hat.to(compute)

@@ -74,6 +74,7 @@ def backward_kernel(
 def forward(
     x: Tensor, x0_hat: Tensor, coefficients: Tensor, previous: Tensor | None, key: Tensor | None
 ) -> Tensor:
+    """The op sampler_step: x_next, like x."""
     x_next = empty_like(x)
     if x.numel() == 0:
         return x_next

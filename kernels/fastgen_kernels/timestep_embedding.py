@@ -1,4 +1,4 @@
-"""Times as waves, for a network to read:
+"""Sinusoidal embedding of diffusion times, the input of a network:
 
     cos(1000 t · f_i), sin(1000 t · f_i)   with   f_i = 10000^(-i / half),   i = 0 .. half - 1
 
@@ -34,6 +34,10 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def timestep_embedding_reference(t: Tensor, dim: int) -> Tensor:
+    """cos(1000 t·f_i), then sin(1000 t·f_i), then a 0 where dim is odd: (N, dim) fp32, of t (N,) float, computed in fp32.
+
+    An angle of 1000 in fp32 has lost four digits of its sine: values are exact to 1e-4, the kernel's to 2e-7.
+    """
     half = dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angle = 1000 * t.float()[:, None] * 10_000**-exponent

@@ -31,6 +31,7 @@ def embedding_kernel(
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """The op timestep_embedding: (N, dim) fp32 of t (N,)."""
     out = torch.empty((len(t), dim), dtype=torch.float32, device=t.device)
     if len(t) == 0:
         return out

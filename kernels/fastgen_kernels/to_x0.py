@@ -35,7 +35,7 @@ def to_x0(
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
-    Raises TypeError for other dtypes, ValueError for shapes that differ.
+    Raises TypeError for other dtypes, ValueError for shapes or devices that differ.
     """
     check_float("to_x0", out=out, x=x, c_skip=c_skip, c_out=c_out, uncond=uncond)
     check_batched("to_x0", x=x)
@@ -56,6 +56,13 @@ def to_x0(
 def to_x0_reference(
     out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, guidance: float | Tensor
 ) -> Tensor:
+    """c_skip·x + c_out·(uncond + guidance·(out - uncond)), of x's shape, dtype and memory format; without uncond c_skip·x +
+    c_out·out.
+
+    out, x, uncond: (N, ...) float. c_skip, c_out: (N,) float. guidance: a float, or (N,).
+
+    The arithmetic is in fp32, in fp64 for fp64 x. The arguments have passed to_x0's checks.
+    """
     compute = compute_dtype(x.dtype)
     out = out.to(compute)
     if uncond is not None:

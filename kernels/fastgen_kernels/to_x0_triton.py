@@ -80,6 +80,7 @@ def backward_kernel(
 def forward(
     out: Tensor, x: Tensor, c_skip: Tensor, c_out: Tensor, uncond: Tensor | None, scale: float, scales: Tensor | None
 ) -> Tensor:
+    """The op to_x0: x0_hat, like x. Guidance is `scale`, or of each sample where there are scales (N,)."""
     x0_hat = empty_like(x)
     if x.numel() == 0:
         return x0_hat

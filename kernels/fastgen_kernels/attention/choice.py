@@ -24,12 +24,13 @@ TABLE = by_architecture(read())
 
 
 def kernels_are_faster(d: int, keys: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """In the interpreter kernels are what is wanted."""
+    """Whether the kernels are faster than scaled_dot_product_attention for D columns and so many keys; always in the interpreter,
+    whose purpose is to run them."""
     return interpreted() or listed_as_faster(d, keys, dtype, capability(device))
 
 
 def listed_as_faster(d: int, keys: int, dtype: torch.dtype, capability: tuple[int, int]) -> bool:
-    """What the table says of the smallest class that holds the call; where none does, SDPA."""
+    """What the table says of the smallest class that holds the call; False, for SDPA, where no class does."""
     for columns, most, kernels in classes(dtype, capability):
         if d <= columns and keys <= most:
             return kernels
@@ -37,7 +38,8 @@ def listed_as_faster(d: int, keys: int, dtype: torch.dtype, capability: tuple[in
 
 
 def classes(dtype: torch.dtype, capability: tuple[int, int]) -> Classes:
-    """None of an architecture that the table does not list: tiles are proven for one at a time."""
+    """The table's classes for an architecture and a dtype; none where it does not list them, for tiles are proven for one
+    architecture at a time."""
     return TABLE.get(("{}.{}".format(*capability), 8 * dtype.itemsize), ())
 
 

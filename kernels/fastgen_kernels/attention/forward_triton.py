@@ -32,6 +32,7 @@ from fastgen_kernels.layout import compute_dtype, empty_like
 def seen_products(
     q, k, seen, D2: tl.constexpr, NEGATIVE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
+    """The products of queries and keys of a tile, -inf where a key is not to be seen."""
     return tl.where(seen[None, :], products(q, k, D2, NEGATIVE, UPCAST, PRECISION), -float("inf"))
 
 

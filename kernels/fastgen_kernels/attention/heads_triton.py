@@ -1,6 +1,6 @@
 """What the kernels of attention share. A tile is some rows, positions of one head, and all of its D columns, in two parts: the
 first D1 and the D2 that follow, powers of 2, so that 80 columns are multiplied as 64 and 16 rather than as 128. D2 may be 0; the
-second part is then the first again, which nobody reads."""
+second part is then the first again, which is not read."""
 
 import ctypes
 import math
@@ -41,6 +41,7 @@ def load_rows(x, n, h, s, i, here, D: tl.constexpr, D1: tl.constexpr, D2: tl.con
 
 @triton.jit
 def store_rows(x, first, second, n, h, s, i, here, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, WIDE: tl.constexpr):
+    """Stores both parts of a tile, rounded, where it has rows and columns."""
     at1, at2, in1, in2 = columns(x, n, h, s, i, D, D1, D2, WIDE)
     here = here[:, None]
     tl.store(at1, rounded(first, x[0].dtype.element_ty), here if D1 <= D else here & in1)
@@ -58,6 +59,7 @@ def product(a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_product(total, a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a b, in total's dtype; see `product`."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
@@ -105,12 +107,14 @@ def transposed_over_rows(x, weights, D2: tl.constexpr, UPCAST: tl.constexpr, PRE
 
 @triton.jit
 def zeros(ROWS: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, COMPUTE: tl.constexpr):
+    """Both parts of a tile of zeros."""
     first = tl.zeros((ROWS, D1), COMPUTE)
     return first, tl.zeros((ROWS, D2), COMPUTE) if D2 else first
 
 
 @triton.jit
 def sum_of(parts, COMPUTE: tl.constexpr):
+    """The number that `in_parts` took apart, in COMPUTE."""
     return tl.cast(parts[0], COMPUTE) + parts[1]
 
 

@@ -19,6 +19,7 @@ from fastgen_kernels.layout import compute_dtype
 
 @dataclass(frozen=True)
 class Plan:
+    """The kernels of a launch and their tiles."""
     algorithm: Literal["short", "tiled"]
     rows: int  # queries of a tile
     keys: int  # of a tile

@@ -13,6 +13,13 @@ Order = Literal["qkv_major", "head_major"]
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_padding_mask: Tensor | None) -> Tensor:
+    """softmax(scale · q kᵀ + mask) v by scaled_dot_product_attention: (N, H, S, D) of q's dtype.
+
+    q: (N, H, S, D). k, v: (N, H, S_k, D), of q's dtype. scale: 1/sqrt(D) where None. key_padding_mask: (N, S_k) bool, True for
+    keys to leave out; the output of a sample without keys is 0.
+
+    The softmax is in fp32, in fp64 for fp64. The arguments have passed attention's checks.
+    """
     mask = nothing_left = None
     if key_padding_mask is not None:
         # A softmax over nothing is NaN, so a sample without keys attends to all of them and is then zeroed.
@@ -36,6 +43,10 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None, ke
 
 
 def attention_qkv_reference(qkv: Tensor, num_heads: int, order: Order) -> Tensor:
+    """attention_reference of the queries, keys and values in qkv (N, 3C, *S): (N, C, *S), in qkv's dtype and memory format.
+
+    order: of the channels, as attention_qkv describes it. The arguments have passed its checks.
+    """
     n, c = qkv.shape[0], qkv.shape[1] // 3
     q, k, v = split_heads(qkv, num_heads, order)
     out = attention_reference(q, k, v, None, None)

@@ -16,6 +16,7 @@ ESTIMATE = "estimate"
 
 @dataclass(frozen=True)
 class Row:
+    """A class of calls: the largest D and number of keys that it holds, and what is faster there."""
     capability: str  # compute capability, as 9.0
     bits: int  # of an element: 16 is bfloat16 and float16, which have the same tiles
     columns: int  # D
@@ -27,6 +28,7 @@ class Row:
 
     @property
     def at(self) -> tuple[str, int, int, int]:
+        """The class, by which rows are sorted and replaced."""
         return self.capability, self.bits, self.columns, self.keys
 
 
@@ -49,6 +51,7 @@ def _row(line: dict[str, str]) -> Row:
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
+    """Write rows into a CSV file, from the smallest class to the largest; its folder is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [x.name for x in fields(Row)], lineterminator="\n")

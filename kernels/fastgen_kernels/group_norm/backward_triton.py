@@ -133,6 +133,8 @@ def held_kernel(
     GROUP: tl.constexpr, CHANNELS: tl.constexpr, SILU: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """All in one launch for slabs that registers hold: x and dy are read once. sums_ptr and moments_ptr are None where no
+    parameter's gradient is wanted."""
     PRE_BIAS: tl.constexpr = pre_bias_ptr is not None
     x, dy, dtotal, dx = (x_ptr, x_strides), (dy_ptr, dy_strides), (dtotal_ptr, dtotal_strides), (dx_ptr, dx_strides)
     i = tl.arange(0, HEIGHT)[:, None]
@@ -164,6 +166,7 @@ def streamed_kernel(
     GROUP: tl.constexpr, CHANNELS: tl.constexpr, SILU: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """All in one launch for slabs that are gone over twice: first their sums, then dx."""
     PRE_BIAS: tl.constexpr = pre_bias_ptr is not None
     x, dy, dtotal, dx = (x_ptr, x_strides), (dy_ptr, dy_strides), (dtotal_ptr, dtotal_strides), (dx_ptr, dx_strides)
     j = tl.arange(0, WIDTH)
@@ -330,6 +333,7 @@ def backward(
     moments = statistics.new_empty((n, groups, 2))
 
     def launch(p: Plan) -> None:
+        """Writes dx, sums and moments by the kernels of a plan."""
         constants = {
             "SILU": activation == "silu", "WIDE": wide(p, norm, written, *upstream.values()), "HEIGHT": p.height,
             "WIDTH": p.width, "num_warps": p.warps,

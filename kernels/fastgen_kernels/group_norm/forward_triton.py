@@ -149,6 +149,7 @@ def streamed_kernel(
     GROUP: tl.constexpr, CHANNELS: tl.constexpr, SILU: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """All in one launch for slabs that are gone over twice: first their statistics, then the result."""
     x, residual, total, y = (x_ptr, x_strides), (residual_ptr, residual_strides), (total_ptr, out_strides), (y_ptr, out_strides)
     j = tl.arange(0, WIDTH)
     slabs = tl.cdiv(C, CHANNELS)
@@ -281,6 +282,7 @@ def forward(
     sizes, rule = {"C": c, "S": s}, {"GROUP": c // groups, "SILU": activation == "silu"}
 
     def launch(p: Plan) -> None:
+        """Writes y, the sum and the statistics by the kernels of a plan."""
         constants = {
             "COMPUTE": TRITON_DTYPE[compute], "WIDE": wide(p, out, *inputs.values()), "HEIGHT": p.height, "WIDTH": p.width,
             "num_warps": p.warps,

@@ -28,6 +28,7 @@ PERSISTENT = 32  # programs of a warp that a processor runs at once; where there
 
 @dataclass(frozen=True)
 class Plan:
+    """The kernels of a launch and how they cut x into tiles."""
     algorithm: Algorithm
     channels: int  # of a slab; when split, of what a program takes
     width: int  # of a tile: channels, a power of 2
@@ -74,6 +75,7 @@ def candidates(
         least, best = (max(unit, min(SECTOR, power_of_2(c))), LINE) if innermost else (unit, max(1, tile // positions))
 
         def merit(width: int) -> tuple[float, float]:
+            """By which widths are compared: the share of lanes and processors at work, then nearness to `best`."""
             slabs = cdiv(c, width // unit * unit)
             useful = c / (slabs * width) * min(1.0, n * slabs / programs)
             return round(4 * log2(useful)), -abs(log2(width / best))  # to a fifth
@@ -110,4 +112,5 @@ def power_of_2(x: int) -> int:
 
 
 def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)

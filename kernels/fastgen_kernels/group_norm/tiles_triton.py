@@ -106,6 +106,7 @@ def store_statistics(statistics_ptr, n, c, C, here, mean, rest, rstd, GROUP: tl.
 
 @triton.jit
 def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
