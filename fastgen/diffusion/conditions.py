@@ -18,8 +18,15 @@ from fastgen.functional import philox_uniform
 
 
 class Condition(Protocol):
-    def channels(self, channels: int) -> int: ...
-    def __call__(self, x0: Tensor, key: Tensor) -> Tensor: ...
+    """What the network sees of images."""
+
+    def channels(self, channels: int) -> int:
+        """How many channels it has for images of `channels`."""
+        ...
+
+    def __call__(self, x0: Tensor, key: Tensor) -> Tensor:
+        """floating (N, self.channels(C), H, W) of x0 (N, C, H, W) in [-1, 1]; key: int64 (N, 4), of what is random in it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ CONDITIONS: dict[str, Callable[[DiffusionConfig], Condition | None]] = {
 
 
 def make_condition(config: DiffusionConfig | None) -> Condition | None:
-    """The condition that a configuration asks for."""
+    """The condition that a configuration asks for; None for a network that sees x_t alone."""
     return None if config is None else CONDITIONS[config.condition](config)
 
 

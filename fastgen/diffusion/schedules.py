@@ -19,19 +19,22 @@ __all__ = ["EDM", "SCHEDULES", "Discrete", "RectifiedFlow", "Schedule", "cosine"
 
 
 class Schedule(ABC):
-    """t is a floating tensor of any shape, and so is what is returned."""
+    """alpha and sigma of x_t = alpha(t)·x0 + sigma(t)·eps. t: floating, of any shape, in [0, 1]; what is returned has its
+    shape, in fp32, or fp64 where t is."""
 
     zero_terminal_snr: bool
     """Whether nothing of x0 is left at t = 1."""
 
     @abstractmethod
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma."""
+        """alpha and sigma at t."""
 
     def alpha(self, t: Tensor) -> Tensor:
+        """The signal's factor, 1 at t = 0."""
         return self.marginal(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
+        """The noise's deviation, 0 at t = 0."""
         return self.marginal(t)[1]
 
     @abstractmethod

@@ -38,7 +38,7 @@ def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file}: not a safetensors file: {error}") from None
+        raise ValueError(f"{file}: expected a safetensors file, got {error}") from None
 
 
 def load_document(folder: Path, name: str) -> Any:
@@ -62,11 +62,11 @@ def _verified(folder: Path, file: str) -> Path:
         expected = json.loads((folder / MANIFEST).read_bytes())["sha256"][file]
         actual = _sha256(path)
     except OSError as error:
-        raise ValueError(f"{folder}: no whole checkpoint: {error}") from None
+        raise ValueError(f"{folder}: expected a whole checkpoint, got {error}") from None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / MANIFEST}: not the manifest of a checkpoint with {file}") from None
+        raise ValueError(f"{folder / MANIFEST}: expected the manifest of a checkpoint with {file}, got another file") from None
     if expected != actual:
-        raise ValueError(f"{path}: corrupt: expected sha256 {expected}, got {actual}")
+        raise ValueError(f"{path}: expected sha256 {expected}, got {actual}: the file is corrupt")
     return path
 
 

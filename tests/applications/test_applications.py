@@ -341,5 +341,5 @@ def test_runs_that_cannot_are_named(vae, upscaler, inpainter):
 def test_a_guide_of_another_kind_is_named(run, upscaler):
     with pytest.raises(ValueError, match="guide: expected a run with the images and the diffusion of"):
         run.sample(2, guide=upscaler, guidance=2.0)
-    guided, _ = run.sample(2, guide=run, guidance=3.0, steps=2)  # away from itself leads nowhere
+    guided, _ = run.sample(2, guide=run, guidance=3.0, steps=2)  # a run is no weaker than itself: nothing changes
     assert (guided.int() - run.sample(2, steps=2)[0].int()).abs().max() <= 1

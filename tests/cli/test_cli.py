@@ -312,14 +312,14 @@ def test_resuming_with_other_settings_is_refused(options, said, copied, refused)
 @pytest.mark.parametrize("name", ["model", "ema", "optimizer", "rng"])
 def test_resuming_from_a_corrupt_checkpoint_is_refused(name, copied, refused):
     tiny_runs.flip_a_byte(copied / "checkpoints" / "00000012" / f"{name}.safetensors")
-    assert f"00000012/{name}.safetensors: corrupt: expected sha256" in refused("train", "digits", "--out", "run", "--resume")
+    assert f"00000012/{name}.safetensors: expected sha256" in refused("train", "digits", "--out", "run", "--resume")
 
 
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
         ("config.yaml", "resume: expected the folder of a run, with its config.yaml, got 'run'"),
-        ("checkpoints", "run: 'run' has no checkpoint yet"),
+        ("checkpoints", "run: expected one with a checkpoint, got 'run', which has none yet"),
     ],
 )
 def test_resuming_what_is_not_there_is_refused(gone, said, copied, refused):
@@ -414,10 +414,10 @@ def test_what_cannot_be_sampled_is_named(options, said, refused, runs, tmp_path)
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda run: tiny_runs.flip_a_byte(run / "checkpoints" / "00000012" / "ema.safetensors"), "ema.safetensors: corrupt"),
+        (lambda run: tiny_runs.flip_a_byte(run / "checkpoints" / "00000012" / "ema.safetensors"), "safetensors: expected sha256"),
         (lambda run: (run / "config.yaml").unlink(), "it has no config.yaml"),
         (lambda run: (run / "config.yaml").write_text("nonsense"), "config.yaml: config: expected a mapping"),
-        (lambda run: shutil.rmtree(run / "checkpoints"), "run: 'run' has no checkpoint yet"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "run: expected one with a checkpoint, got 'run', which has none yet"),
     ],
     ids=["corrupt checkpoint", "no config", "nonsense for a config", "no checkpoints"],
 )

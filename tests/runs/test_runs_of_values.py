@@ -213,7 +213,7 @@ def test_an_npz_is_read_again_and_an_npy_has_the_numbers_alone(done, tmp_path):
         ("sample wine --out folder", "for a table's rows, got 'folder'"),
         ("sample waves --out x.csv", "out: expected a file ending in one of .npz, .npy for signals, got 'x.csv'"),
         ("sample wine --out image.png/x.csv", "out: expected a place that can be written"),
-        ("sample wine --preview-every 2", "preview_every: expected none for values, which are no images, got 2"),
+        ("sample wine --preview-every 2", "preview_every: expected none for tables and signals, got 2"),
         ("sample wine --label 3", "label: expected a class from 0 to 2, got 3"),
         (
             "inpaint wine image.png image.png",
