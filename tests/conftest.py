@@ -3,6 +3,7 @@ Triton interprets kernels."""
 
 import os
 import re
+import shutil
 from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -105,7 +106,7 @@ def done(capsys):
     return done
 
 
-# What slow tests of the digits share, made once.
+# What tests share, made once.
 
 
 @pytest.fixture(scope="session")
@@ -124,6 +125,26 @@ def made_once(tmp_path_factory):
         return done
 
     return made_once
+
+
+@pytest.fixture(scope="session")
+def tiny_run(made_once):
+    """tiny_run("labelled", folder): a copy there of the run that tests.helpers.tiny_runs.labelled leaves."""
+    from tests.helpers import tiny_runs
+
+    def tiny_run(kind, to):
+        made = made_once(f"tiny-{kind}", lambda folder: getattr(tiny_runs, kind)(folder / "run"))
+        return shutil.copytree(made / "run", to)
+
+    return tiny_run
+
+
+@pytest.fixture
+def unpictured():
+    from tests.helpers.tiny_runs import without_pictures
+
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")

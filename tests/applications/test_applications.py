@@ -27,8 +27,8 @@ def made(folder, **diffusion):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return fastgen.load(tiny_runs.labelled(tmp_path_factory.mktemp("runs") / "run"))
+def run(tiny_run, tmp_path_factory):
+    return fastgen.load(tiny_run("labelled", tmp_path_factory.mktemp("runs") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def inpainter(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory):
-    return fastgen.load(tiny_runs.vae(tmp_path_factory.mktemp("runs") / "vae"))
+def vae(tiny_run, tmp_path_factory):
+    return fastgen.load(tiny_run("vae", tmp_path_factory.mktemp("runs") / "vae"))
 
 
 def images(n=5, side=8):

@@ -12,6 +12,7 @@ from benchmarks.studies import training as study_training
 from proof.record import read_json, write_json
 
 
+@pytest.mark.slow
 def test_a_tiny_study_and_its_page(tmp_path):
     size = study_training.Size(seeds=2, steps=1, batch=8, drawn=30, draws=3, looks=1, timed=1)
     write_json(tmp_path / "training.json", study_training.run(size))

@@ -18,11 +18,12 @@ from tests.helpers.command import FRAME, run
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tiny_run, tmp_path_factory):
     """A folder with the runs labelled, vae and unlabelled, pictures, and tiny.yaml, which a second is enough for."""
     folder = tmp_path_factory.mktemp("runs")
-    for kind in (tiny_runs.labelled, tiny_runs.vae, tiny_runs.unlabelled):
-        kind(folder / kind.__name__)
+    tiny_run("labelled", folder / "labelled")
+    tiny_run("vae", folder / "vae")
+    tiny_runs.unlabelled(folder / "unlabelled")
     save_yaml(dataclasses.replace(tiny_runs.LABELLED, steps=2), folder / "tiny.yaml")
     return folder
 

@@ -15,11 +15,11 @@ from tests.helpers import tiny_runs
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tiny_run, tmp_path_factory):
     """The runs labelled, vae, and upscaler from 4x4 to 8x8; image.png, other.png and mask.png of 8x8, small.png, large.png."""
     folder = tmp_path_factory.mktemp("runs")
-    tiny_runs.labelled(folder / "labelled")
-    tiny_runs.vae(folder / "vae")
+    tiny_run("labelled", folder / "labelled")
+    tiny_run("vae", folder / "vae")
     condition = DiffusionConfig(condition="low_resolution", factor=2)
     train(dataclasses.replace(tiny_runs.LABELLED, diffusion=condition), folder / "upscaler")
     for name, side in (("image", 8), ("other", 8), ("small", 4), ("large", 16)):

@@ -13,13 +13,12 @@ from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, generate
 from fastgen.functional import noise_key
 from fastgen.pixels import signed_to_uint8
 from fastgen.runs.run import in_batches, sample_labels
-from tests.helpers import tiny_runs
 from tests.helpers.all_pairs import all_pairs
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return fastgen.load(tiny_runs.labelled(tmp_path_factory.mktemp("runs") / "run"))
+def run(tiny_run, tmp_path_factory):
+    return fastgen.load(tiny_run("labelled", tmp_path_factory.mktemp("runs") / "run"))
 
 
 def small(**options):

@@ -1,12 +1,16 @@
 """Runs of a second each, for tests of what is done with a run."""
 
 import dataclasses
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from PIL import Image
 
 from fastgen.config.schema import DataConfig, TrainConfig, UNetConfig, VAEConfig
+from fastgen.runs.run import Run
 from fastgen.training.train import train
 
 LABELLED = TrainConfig(
@@ -42,6 +46,17 @@ def unlabelled(run: Path) -> Path:
         picture(run.parent / "pictures" / f"{i:02d}.png", seed=i)
     train(dataclasses.replace(LABELLED, data=DataConfig(str(run.parent / "pictures"))), run)
     return run
+
+
+@contextmanager
+def without_pictures():
+    """Where pictures of samples are not the matter they are black: drawing takes longer than training."""
+
+    def black(run, n, **options):
+        return torch.zeros(n, *run.shape, dtype=torch.uint8), None
+
+    with patch.object(Run, "sample", black):
+        yield
 
 
 def picture(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> Path:

@@ -149,8 +149,8 @@ def test_unlabelled_images_are_the_same():
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    return tiny_runs.labelled(tmp_path_factory.mktemp("native") / "run")
+def native(tiny_run, tmp_path_factory):
+    return tiny_run("labelled", tmp_path_factory.mktemp("native") / "run")
 
 
 def test_a_run_gives_its_averaged_weights(native, tmp_path):

@@ -22,8 +22,8 @@ from tests.helpers import tiny_runs
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_runs.labelled(tmp_path_factory.mktemp("runs") / "labelled")
+def folder(tiny_run, tmp_path_factory):
+    return tiny_run("labelled", tmp_path_factory.mktemp("runs") / "labelled")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def labelled(folder):
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory):
-    return fastgen.load(tiny_runs.vae(tmp_path_factory.mktemp("runs") / "vae"))
+def vae(tiny_run, tmp_path_factory):
+    return fastgen.load(tiny_run("vae", tmp_path_factory.mktemp("runs") / "vae"))
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,8 @@ def test_tensor_cores_compute_fp16(capability, has, monkeypatch):
 def run(tmp_path_factory):
     """8 steps from the scale that torch begins with."""
     folder = tmp_path_factory.mktemp("fp16") / "run"
-    train(FP16, folder)
+    with tiny_runs.without_pictures():
+        train(FP16, folder)
     return folder
 
 
@@ -158,7 +159,7 @@ def test_a_run_in_fp16(run):
     assert loaded.sample(2, steps=2)[0].shape == (2, 1, 8, 8)
 
 
-def test_resumed_in_fp16_is_bitwise_uninterrupted(run, tmp_path):
+def test_resumed_in_fp16_is_bitwise_uninterrupted(run, unpictured, tmp_path):
     again = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(again / "checkpoints" / "00000008")
     state = scaler_state(again, 4)
@@ -170,7 +171,7 @@ def test_resumed_in_fp16_is_bitwise_uninterrupted(run, tmp_path):
     assert scaler_state(again, 8)["_growth_tracker"] == state["_growth_tracker"] + 4
 
 
-def test_a_skipped_step_counts_and_leaves_weights_and_average(monkeypatch, tmp_path):
+def test_a_skipped_step_counts_and_leaves_weights_and_average(unpictured, monkeypatch, tmp_path):
     """From a scale at which every gradient overflows: steps go by, and only the scale changes, by half each time."""
     monkeypatch.setattr("fastgen.training.train.GradScaler", lambda *a, **k: GradScaler(*a, init_scale=2.0**120, **k))
     config = dataclasses.replace(FP16, steps=4, checkpoint_every=1, keep=9)
@@ -186,7 +187,7 @@ def test_a_skipped_step_counts_and_leaves_weights_and_average(monkeypatch, tmp_p
     assert all(torch.equal(model[key], ema[key]) for key in model)
 
 
-def test_the_average_takes_in_no_step_that_was_skipped(monkeypatch, tmp_path):
+def test_the_average_takes_in_no_step_that_was_skipped(unpictured, monkeypatch, tmp_path):
     """The first step overflows; the one that follows is the average's first."""
     steep = {"init_scale": 2.0**120, "backoff_factor": 2.0**-110}
     monkeypatch.setattr("fastgen.training.train.GradScaler", lambda *a, **k: GradScaler(*a, **k, **steep))
@@ -199,7 +200,7 @@ def test_the_average_takes_in_no_step_that_was_skipped(monkeypatch, tmp_path):
     assert checkpoint.load_tensors(last, "optimizer")["counts"].tolist() == [1, 1]
 
 
-def test_other_precisions_save_no_scaler_and_may_go_on_as_fp16(tmp_path):
+def test_other_precisions_save_no_scaler_and_may_go_on_as_fp16(unpictured, tmp_path):
     train(dataclasses.replace(FP16, precision="fp32", steps=4), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints" / "00000004" / "scaler.json").exists()
     train(FP16, tmp_path / "run", resume=True)

@@ -21,7 +21,6 @@ from fastgen.diffusion.process import Diffusion
 from fastgen.functional import noise_key
 from fastgen.optim import AdamWEMA
 from fastgen.runs import checkpoint
-from fastgen.runs.run import Run
 from fastgen.training.metrics_log import read_metrics
 from fastgen.training.state import restore_state, save_state
 from fastgen.training.train import learning_rate, train, train_step
@@ -119,16 +118,6 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted):
     before = manifests(uninterrupted / "run")
     main(["train", "digits", "--out", str(uninterrupted / "run"), "--resume"])
     assert manifests(uninterrupted / "run") == before
-
-
-@pytest.fixture
-def unpictured(monkeypatch):
-    """Where pictures of samples are not the matter, they are black: drawing takes longer than training."""
-
-    def black(run, n, **options):
-        return torch.zeros(n, *run.shape, dtype=torch.uint8), None
-
-    monkeypatch.setattr(Run, "sample", black)
 
 
 def test_a_time_limit_stops_and_saves(unpictured, tmp_path, monkeypatch):
