@@ -13,10 +13,10 @@ from fastgen import noise_streams
 from fastgen.device import computes_bf16
 from fastgen.functional import at, noise_key
 from fastgen.optim import AdamWEMA
-from fastgen.training.allocator import keep_freed_memory
+from fastgen.training.host import keep_freed_memory
 
 # Training needs packages that the ops do without.
-train_step = pytest.importorskip("fastgen.training.step").train_step
+train_step = pytest.importorskip("fastgen.training.train").train_step
 augment = pytest.importorskip("fastgen.data.augment").augment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

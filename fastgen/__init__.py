@@ -18,7 +18,7 @@ _HOME = {
     "Diffusion": "fastgen.diffusion.process",
     "open_dataset": "fastgen.data",
     "load": "fastgen.runs.run",
-    "train_step": "fastgen.training.step",
+    "train_step": "fastgen.training.train",
     "disabled": "fastgen_kernels.dispatch",
     "optimize": "fastgen.dropin",
     "restore": "fastgen.dropin",

@@ -5,6 +5,9 @@ import textwrap
 import torch
 from torch import nn
 
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "bf16_weights": torch.bfloat16, "fp16": torch.float16}
+"""What matrix products and convolutions are computed in, by the precision; "fp32" is computed without autocast."""
+
 
 def resolve_device(name: str = "auto") -> torch.device:
     """ "auto" is cuda where there is one, else cpu. Raises ValueError for a device that this machine does not have."""
@@ -57,5 +60,4 @@ def resolve_precision(device: torch.device, precision: str) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Autocast to what `resolve_precision` gives, to bf16 for "bf16_weights"; a context that does nothing for fp32."""
     precision = resolve_precision(device, precision)
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=AUTOCAST_DTYPES.get(precision), enabled=precision in AUTOCAST_DTYPES)

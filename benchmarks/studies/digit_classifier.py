@@ -34,7 +34,7 @@ class DigitCNN(nn.Module):
 
 
 def train_classifier(data, epochs: int = 15) -> DigitCNN:
-    """Trained on an ImageDataset with shifts of up to 2 pixels; the caller checks its held-out accuracy."""
+    """Trained on a SampleDataset with shifts of up to 2 pixels; the caller checks its held-out accuracy."""
     from fastgen import noise_streams
     from fastgen.data.augment import augment
     from fastgen.functional import noise_key

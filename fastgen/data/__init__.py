@@ -7,21 +7,21 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from fastgen.data.arrays import ArraySource, MappedSource, conversion, load, load_npz
+from fastgen.data.arrays import KINDS, ArraySource, MappedSource, conversion, load, load_npz
 from fastgen.data.convert import as_numpy
-from fastgen.data.dataset import ImageDataset, NoTestSplit
+from fastgen.data.dataset import NoTestSplit, SampleDataset
 from fastgen.data.folder import FolderSource
 from fastgen.data.hugging_face import HuggingFaceSource, is_hugging_face, is_saved, load_saved, pick_split
-from fastgen.data.indexed import IndexedDataset
+from fastgen.data.indexed import IndexedDataset, free_memory
 from fastgen.data.loader import LoaderDataset
-from fastgen.data.memory import free_memory
-from fastgen.data.packaged import SETS, load_packaged
+from fastgen.data.packaged import SETS, TABLES, load_packaged, load_table
 from fastgen.data.reader import Source
-from fastgen.data.tables import TABLES, load_table
 from fastgen.data.torch_source import DatasetSource, is_map_style
-from fastgen.data.value_arrays import KINDS
+from fastgen.errors import did_you_mean, expect
 
-__all__ = ["ImageDataset", "NoTestSplit", "open_dataset"]
+__all__ = ["ImageDataset", "NoTestSplit", "SampleDataset", "open_dataset", "open_held_out"]
+
+ImageDataset = SampleDataset  # its name while it had images alone
 
 
 def open_dataset(
@@ -33,7 +33,7 @@ def open_dataset(
     kind: Literal["auto", "images", "values"] = "auto",
     max_broken: int = 100,
     resident: bool | Literal["auto"] = "auto",
-) -> ImageDataset:
+) -> SampleDataset:
     """Open a data set; its `batches` yields uint8 (B, C, H, W) images, or fp32 values, and int64 (B,) labels or None.
 
     source:
@@ -75,24 +75,39 @@ def open_dataset(
     if is_hugging_face(source):
         source = pick_split(source, split)
     elif split == "test":
-        raise NoTestSplit(f'split "test" must be in the source, but a {type(source).__name__} has no splits')
+        raise NoTestSplit(f"split: expected 'train' or 'all' for a {type(source).__name__}, which has no splits, got 'test'")
     if is_map_style(source):
         return IndexedDataset(_index(source, size, channels, kind), max_broken=max_broken, resident=resident)
     if hasattr(source, "__iter__") and not isinstance(source, dict):
         _expect_images(kind, f"a {type(source).__name__}")
         return LoaderDataset(source, size, channels)
-    raise ValueError(f"open_dataset: source must be a name, path, array, Dataset or DataLoader; got {type(source)}")
+    raise ValueError(f"source: expected a name, a path, an array, a Dataset or a DataLoader, got a {type(source).__name__}")
+
+
+def open_held_out(source: Any, data: SampleDataset, size: int | None = None) -> SampleDataset | None:
+    """open_dataset's split "test" of the source that `data` is the training split of; None where there is none.
+
+    Raises ValueError where a model of `data` could not take it."""
+    try:
+        channels = data.shape[0] if data.kind == "images" else None
+        held_out = open_dataset(source, split="test", size=size, channels=channels, kind=data.kind)
+    except NoTestSplit:
+        return None
+    kind = data.kind
+    expect("data", held_out.shape, held_out.shape == data.shape, f"test {kind} of the training {kind}' shape {data.shape}")
+    known, num_classes = data.num_classes or 0, held_out.num_classes or 0
+    expect("data", num_classes, num_classes <= known, f"test labels of the {known} classes of training")
+    return held_out
 
 
 def _open_path(source: str | Path, split: str, size: int | None, channels: int | None, kind: str, resident: Any) -> Source:
     path = Path(source)
     if source in TABLES:
-        if kind == "images":
-            raise ValueError(f'kind must be "values" or "auto" for "{source}", which is a table, got "images"')
+        expect("kind", kind, kind != "images", f"'values' or 'auto' for {str(source)!r}, which is a table")
         table, labels, classes, features = load_table(str(source), split)
         return ArraySource(table, conversion(table, str(source), "values", size, channels), labels, features, classes)
     if source in SETS:
-        _expect_images(kind, f'"{source}"')
+        _expect_images(kind, repr(str(source)))
         array, labels = load_packaged(str(source), split)
         return ArraySource(array, conversion(array, str(source), "images", size, channels), labels)
     if path.is_dir():
@@ -107,9 +122,9 @@ def _open_path(source: str | Path, split: str, size: int | None, channels: int |
         stored, targets, names = load_npz(path, split)
         return ArraySource(stored, conversion(stored, str(path), kind, size, channels), targets, names)
     if path.suffix != ".npy":
-        raise ValueError(f"open_dataset: source must be a folder, a .npy or a .npz; got the file {path}")
+        raise ValueError(f"source: expected a folder, a .npy or a .npz, got the file {path}")
     if split == "test":
-        raise NoTestSplit(f'split "test" must be in the source, but {path} has no splits')
+        raise NoTestSplit(f"split: expected 'train' or 'all' for {path}, which has no splits, got 'test'")
     convert = conversion(load(path), str(path), kind, size, channels)
     mapped = MappedSource(path, convert)
     fits = mapped.read(0)[0].nbytes * len(mapped) <= free_memory(torch.device("cpu")) // 4
@@ -122,8 +137,8 @@ def _index(source: Any, size: int | None, channels: int | None, kind: str) -> So
     if isinstance(source, np.ndarray | torch.Tensor):
         source = (source,)
     if isinstance(source, tuple):
-        if len(source) not in (1, 2):
-            raise ValueError(f"a tuple must be (images, labels) or (values, labels), got {len(source)} elements")
+        expected = "(images, labels) or (values, labels) as a tuple"
+        expect("source", f"{len(source)} elements", len(source) in (1, 2), expected)
         array = as_numpy(source[0])
         return ArraySource(array, conversion(array, "an array", kind, size, channels), *source[1:])
     _expect_images(kind, f"a {type(source).__name__}")
@@ -133,29 +148,21 @@ def _index(source: Any, size: int | None, channels: int | None, kind: str) -> So
 
 
 def _expect_images(kind: str, name: str) -> None:
-    if kind == "values":
-        raise ValueError(f'kind "values" needs an array, a .npy, a .npz, or one of {", ".join(TABLES)}; {name} has images')
+    able = f"an array, a .npy, a .npz, {' or '.join(TABLES)}"
+    expect("kind", kind, kind != "values", f"'images' or 'auto' for {name}, since values come as {able}")
 
 
 def _check(split: str, size: int | None, channels: int | None, kind: str, max_broken: int, resident: Any) -> None:
-    if split not in ("train", "test", "all"):
-        raise ValueError(f'split must be "train", "test" or "all", got {split!r}')
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, or None, got {size}")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1, 3 or None, got {channels}")
-    if kind not in KINDS:
-        raise ValueError(f'kind must be "auto", "images" or "values", got {kind!r}')
-    if max_broken < 0:
-        raise ValueError(f"max_broken must be at least 0, got {max_broken}")
-    if resident not in (True, False, "auto"):
-        raise ValueError(f'resident must be True, False or "auto", got {resident!r}')
+    expect("split", split, split in ("train", "test", "all"), "'train', 'test' or 'all'")
+    expect("size", size, size is None or size >= 1, "a number of pixels >= 1, or None")
+    expect("channels", channels, channels in (None, 1, 3), "1, 3 or None")
+    expect("kind", kind, kind in KINDS, "'auto', 'images' or 'values'")
+    expect("max_broken", max_broken, max_broken >= 0, "a whole number >= 0")
+    expect("resident", resident, resident in (True, False, "auto"), "True, False or 'auto'")
 
 
 def _not_found(source: str) -> Exception:
-    from difflib import get_close_matches
-
-    message = f'open_dataset: source "{source}" is not a known data set ({", ".join([*SETS, *TABLES])}), a folder, or a file'
-    close = get_close_matches(source, [*SETS, *TABLES], n=1)
+    names = [*SETS, *TABLES]
     is_path = Path(source).suffix or Path(source).name != source
-    return (FileNotFoundError if is_path else ValueError)(message + (f'; did you mean "{close[0]}"?' if close else ""))
+    message = f"source: expected one of {', '.join(names)}, a folder, or a file, got {source!r}{did_you_mean(source, names)}"
+    return FileNotFoundError(message) if is_path else ValueError(message)

@@ -12,8 +12,9 @@ import torch
 
 from fastgen.data.convert import as_numpy, from_array, to_nchw
 from fastgen.data.dataset import NoTestSplit
-from fastgen.data.value_arrays import check_features, check_values, is_values, to_values
+from fastgen.errors import expect
 
+KINDS = ("auto", "images", "values")
 IMAGE_KEYS = ("images", "x", "x_train", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "arr_1")
 CHUNK = 1024  # samples converted at a time, so that a float file needs no second float copy
@@ -85,8 +86,8 @@ class MappedSource:
 def conversion(array: np.ndarray, name: str, kind: str = "auto", size: int | None = None, channels: int | None = None) -> Convert:
     """What makes samples of the array's rows. Raises ValueError, with the array's `name`, for one that is not of the kind."""
     if is_values(array, kind):
-        if (size, channels) != (None, None):
-            raise ValueError(f"size and channels are for images; {name} of shape {array.shape} is read as values")
+        for argument, value in (("size", size), ("channels", channels)):
+            expect(argument, value, value is None, f"None for {name} of shape {array.shape}, which is read as values")
         check_values(array, name)
         return to_values
     with _saying_what_is_not_guessed(array):
@@ -99,7 +100,7 @@ def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.
     y_test, where present, are its test split."""
     with load(path) as file:
         if split == "test" and "x_test" not in file:
-            raise NoTestSplit(f'{path} has no split "test": no x_test among its keys {", ".join(file)}')
+            raise NoTestSplit(f"split: expected 'train' or 'all' for {path}, without x_test among {', '.join(file)}, got 'test'")
         images, labels = _pick(file, path, split)
         if split == "all" and "x_test" in file:
             more_images, more_labels = _pick(file, path, "test")
@@ -112,18 +113,18 @@ def check_shape(array: np.ndarray, name: str) -> None:
     """Raise ValueError unless these are images, one at least."""
     to_nchw(array)
     if len(array) == 0:
-        raise ValueError(f"no images found in {name} of shape {array.shape}")
+        raise ValueError(f"source: expected at least one image, got {name} of shape {array.shape}")
 
 
 def check_labels(labels: Any, n: int) -> np.ndarray:
     """Labels as int64 (n,). Raises ValueError when there are not n of them, or they are no whole numbers >= 0."""
     labels = as_numpy(labels)
     if labels.shape not in ((n,), (n, 1)):
-        raise ValueError(f"labels must have shape ({n},), one for each image; got {labels.shape}")
+        raise ValueError(f"labels: expected shape ({n},), one for each image, got {labels.shape}")
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype}")
+        raise ValueError(f"labels: expected whole numbers >= 0, got {labels.dtype}")
     if labels.min() < 0:
-        raise ValueError(f"labels must be whole numbers from 0, got a minimum of {labels.min()}")
+        raise ValueError(f"labels: expected whole numbers >= 0, got a minimum of {labels.min()}")
     return labels.reshape(n).astype(np.int64)
 
 
@@ -143,7 +144,7 @@ def _saying_what_is_not_guessed(array: np.ndarray) -> Iterator[None]:
     except ValueError as error:
         if array.ndim not in (2, 3) or not str(error).startswith("images"):
             raise
-        raise ValueError(f'{error}; a table (N, F) or signals (N, C, L) are read with kind "values"') from None
+        raise ValueError(f"{error}; a table (N, F) or signals (N, C, L) are read with kind 'values'") from None
 
 
 def _pick(file: Any, path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -151,7 +152,7 @@ def _pick(file: Any, path: Path, split: str) -> tuple[np.ndarray, np.ndarray | N
     images = next((file[key] for key in image_keys if key in file), None)
     labels = next((file[key] for key in label_keys if key in file), None)
     if images is None:
-        raise ValueError(f"{path}: images expected under {' or '.join(image_keys)}; keys found: {', '.join(file)}")
+        raise ValueError(f"source: expected images in {path} under {' or '.join(image_keys)}, got the keys {', '.join(file)}")
     return images, labels
 
 
@@ -160,4 +161,40 @@ def load(path: Path) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as a numpy file: {error}") from error
+        raise ValueError(f"source: expected a numpy file, got {path}: {error}") from error
+
+
+def is_values(array: np.ndarray, kind: str) -> bool:
+    """Whether the array is read as values: for "auto" where it is floating and has two dimensions, whatever the numbers are."""
+    return kind == "values" or (kind == "auto" and array.ndim == 2 and array.dtype.kind == "f")
+
+
+def check_values(array: np.ndarray, name: str) -> None:
+    """Raises ValueError unless these are the rows of a table, (N, F), or signals, (N, C, L), one at least."""
+    if array.ndim not in (2, 3):
+        raise ValueError(f"values: expected shape (N, F), a table, or (N, C, L), signals, got {array.shape}")
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"values: expected real numbers, got {array.dtype}")
+    if array.size == 0:
+        raise ValueError(f"source: expected at least one value, got {name} of shape {array.shape}")
+
+
+def to_values(array: np.ndarray) -> np.ndarray:
+    """fp32 of the same shape. Raises ValueError, naming the place, for what is not finite in fp32."""
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32, order="C")
+    bad = ~np.isfinite(values)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"values: expected finite numbers in fp32, got {array[place]} in column {place[1]}: leave out such rows, or fill them"
+        )
+    return values
+
+
+def check_features(features: np.ndarray, array: np.ndarray) -> tuple[str, ...]:
+    """The names of the features of an array of values. Raises ValueError unless there is one for each."""
+    if features.shape != (array.shape[1],) or features.dtype.kind != "U":
+        given = f"{features.dtype} {features.shape}"
+        raise ValueError(f"features: expected {array.shape[1]} names, one for each feature or channel, got {given}")
+    return tuple(features.tolist())

@@ -2,11 +2,12 @@
 
 import torch
 
+from fastgen.errors import expect
 from fastgen_kernels.philox import philox_uniform
 
 
 def augment(x: torch.Tensor, key: torch.Tensor, *, flip: bool = False, shift: int = 0) -> torch.Tensor:
-    """Flip each image left to right with probability 1/2, and move it by up to `shift` pixels.
+    """The images, each flipped left to right with probability 1/2, and moved by up to `shift` pixels.
 
     x: (N, C, H, W), uint8 or any dtype; key: int64 (N, 4) of fastgen.noise_key, on x's device. The moves are whole
     pixels, uniform in [-shift, shift] downwards and to the right; edge pixels are repeated. Returns x's shape and
@@ -15,8 +16,8 @@ def augment(x: torch.Tensor, key: torch.Tensor, *, flip: bool = False, shift: in
     """
     if not flip and shift == 0:
         return x
-    if x.ndim != 4 or shift < 0:
-        raise ValueError(f"augment: x must be (N, C, H, W) and shift at least 0, got {tuple(x.shape)} and {shift}")
+    expect("x", tuple(x.shape), x.ndim == 4, "images (N, C, H, W)")
+    expect("shift", shift, shift >= 0, "a number of pixels >= 0")
     n, c, h, w = x.shape
     u = philox_uniform((n, 3), key)
     # fp32 may round u·(2·shift + 1) up to its bound: clamp.

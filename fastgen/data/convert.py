@@ -15,7 +15,7 @@ def uint8_pixels(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8, copy=False)
     low, high = array.min(), array.max()
     if array.dtype.kind != "f" or not (low >= 0 and high <= 1):  # NaN fails both comparisons
-        raise ValueError(f"images must be uint8, or float in [0, 1]; got {array.dtype} with min {low}, max {high}")
+        raise ValueError(f"images: expected uint8, or float in [0, 1], got {array.dtype} with min {low}, max {high}")
     return np.rint(array.astype(np.float32, copy=False) * 255).astype(np.uint8)
 
 
@@ -31,9 +31,8 @@ def to_nchw(array: np.ndarray) -> np.ndarray:
         return array
     if array.ndim == 4 and array.shape[3] in (1, 3, 4):
         return array.transpose(0, 3, 1, 2)
-    raise ValueError(
-        f"images must have shape (N, H, W), (N, C, H, W) with C of 1 or 3, or (N, H, W, C) with C of 1, 3 or 4; got {array.shape}"
-    )
+    expected = "(N, H, W), (N, C, H, W) with C of 1 or 3, or (N, H, W, C) with C of 1, 3 or 4"
+    raise ValueError(f"images: expected shape {expected}, got {array.shape}")
 
 
 def from_array(array: Any, size: int | None = None, channels: int | None = None) -> np.ndarray:
@@ -103,7 +102,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 def _from_16_bits(grey: np.ndarray) -> np.ndarray:
     if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"grey image must have 16 bits, got min {grey.min()}, max {grey.max()}")
+        raise ValueError(f"images: expected grey ones of 16 bits, from 0 to 65535, got min {grey.min()}, max {grey.max()}")
     return ((grey.astype(np.int32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
 
 

@@ -1,19 +1,20 @@
-"""ImageDataset: what every opened data set offers."""
+"""SampleDataset: what every opened data set offers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from fastgen.data.reader import Batch
+from fastgen.errors import expect
 
 
 class NoTestSplit(ValueError):
     """split="test" of a source that holds nothing out."""
 
 
-class ImageDataset(ABC):
+class SampleDataset(ABC):
     """Samples of one shape, perhaps with labels, to be had in batches. len(): how many.
 
     kind: "images", uint8 (C, H, W), or "values", fp32: rows of a table, (F,), or signals, (C, L), in their own units. features:
@@ -63,12 +64,30 @@ class ImageDataset(ABC):
 
 
 def check_batches(batch_size: int, seed: int, start: int, workers: int | None, rank: int, world: int) -> None:
-    """Raise ValueError for an argument of batches() that is out of range."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if seed < 0 or start < 0:
-        raise ValueError(f"seed and start must be at least 0, got {seed} and {start}")
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers must be at least 0, or None, got {workers}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be at least 0 and below world, got rank {rank}, world {world}")
+    """Raises ValueError for an argument of batches() that is out of range."""
+    expect("batch_size", batch_size, batch_size >= 1, "a whole number >= 1")
+    expect("seed", seed, seed >= 0, "a whole number >= 0")
+    expect("start", start, start >= 0, "a number of samples >= 0")
+    expect("workers", workers, workers is None or workers >= 0, "a number of processes >= 0, or None")
+    expect("rank", rank, 0 <= rank < world, f"a number from 0, below world {world}")
+
+
+class Unlabelled(SampleDataset):
+    """The images of a data set alone, for a model without classes."""
+
+    def __init__(self, data: SampleDataset):
+        self.data, self.shape = data, data.shape
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def classes(self) -> None:
+        return None
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        return self.data.broken
+
+    def batches(self, batch_size: int, **options: Any) -> Iterator[Batch]:
+        return ((image, None) for image, _ in self.data.batches(batch_size, **options))

@@ -30,7 +30,7 @@ class FolderSource:
         self.classes = names or None
         files = [(path, label) for root in roots for path, label in _scan(root, names)]
         if not files:
-            raise ValueError(f"no images found in {', '.join(map(str, roots))} (files ending in {' '.join(SUFFIXES)})")
+            raise ValueError(f"source: expected images, {' '.join(SUFFIXES)}, got none in {', '.join(map(str, roots))}")
         self.paths, self.labels = zip(*files, strict=True)
         self.channels = channels or (1 if all(map(_is_grey, self.paths)) else 3)
 
@@ -63,7 +63,7 @@ def _roots(folder: Path, split: str) -> list[Path]:
     if all(part.is_dir() for part in parts):
         return parts if split == "all" else [folder / split]
     if split == "test":
-        raise NoTestSplit(f'{folder} has no split "test": it has no subfolders train and test')
+        raise NoTestSplit(f"split: expected 'train' or 'all' for {folder}, without subfolders train and test, got 'test'")
     return [folder]
 
 
@@ -78,7 +78,8 @@ def _scan(root: Path, classes: list[str]) -> Iterator[tuple[str, int | None]]:
         return
     loose = [entry.name for entry in os.scandir(root) if entry.is_file() and _is_image(entry.name)]
     if loose:
-        raise ValueError(f"{root}: image {min(loose)} lies beside the class folders {', '.join(classes[:5])}")
+        expected = f"no image beside the class folders {', '.join(classes[:5])}"
+        raise ValueError(f"source: expected {expected} in {root}, got {min(loose)}")
     for label, name in enumerate(classes):
         yield from ((path, label) for path in _images(root / name))
 

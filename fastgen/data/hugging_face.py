@@ -27,7 +27,7 @@ class HuggingFaceSource:
         import datasets
 
         if len(dataset) == 0:
-            raise ValueError("no images found in a datasets.Dataset of length 0")
+            raise ValueError("source: expected at least one image, got a datasets.Dataset of length 0")
         self.size, self.channels = size, channels
         self.image = _image_column(dataset.features, datasets.Image)
         self.label = _label_column(dataset.features, datasets.ClassLabel)
@@ -50,7 +50,7 @@ class HuggingFaceSource:
         row = self.dataset[index]
         label = None if self.label is None else row[self.label]
         if self.classes is not None and label not in range(len(self.classes)):
-            raise ValueError(f"{self}: label {label} of row {index} is not one of {len(self.classes)} classes")
+            raise ValueError(f"labels: expected one of {len(self.classes)} classes in {self}, got {label} in row {index}")
         try:
             with Image.open(_file(row[self.image])) as image:
                 return from_picture(image.convert(self.mode) if self.mode else image, self.size, self.channels), label
@@ -83,7 +83,7 @@ def load_saved(folder: Path) -> Any:
     try:
         return datasets.load_from_disk(folder)
     except Exception as error:  # of JSON, of Arrow or of `datasets`
-        raise ValueError(f"{folder} cannot be read as a saved datasets.Dataset: {type(error).__name__}: {error}") from error
+        raise ValueError(f"source: expected a saved datasets.Dataset, got {folder}: {type(error).__name__}: {error}") from error
 
 
 def pick_split(source: Any, split: str) -> Any:
@@ -91,7 +91,7 @@ def pick_split(source: Any, split: str) -> Any:
     "train" and "all". Raises ValueError, NoTestSplit for "test", where there is none."""
     if not isinstance(source, dict):
         if split == "test":
-            raise NoTestSplit('split "test" must be in the source, but a datasets.Dataset has no splits')
+            raise NoTestSplit("split: expected 'train' or 'all' for a datasets.Dataset, which has no splits, got 'test'")
         return source
     if split == "all":
         import datasets
@@ -99,7 +99,7 @@ def pick_split(source: Any, split: str) -> Any:
         return datasets.concatenate_datasets(list(source.values()))
     if split not in source:
         kind = NoTestSplit if split == "test" else ValueError
-        raise kind(f'a datasets.DatasetDict has no split "{split}"; its splits: {", ".join(source) or "none"}')
+        raise kind(f"split: expected one of a datasets.DatasetDict, {', '.join(source) or 'which has none'}, got {split!r}")
     return source[split]
 
 
@@ -109,7 +109,7 @@ def _image_column(features: Any, kind: type) -> str:
     if len(found) != 1:
         columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
         remedy = "select_columns keeps one of them" if found else "cast_column makes one"
-        raise ValueError(f"a datasets.Dataset must have one column of feature Image, got {columns}; {remedy}")
+        raise ValueError(f"source: expected one column of feature Image in a datasets.Dataset, got {columns}; {remedy}")
     return found[0]
 
 
@@ -118,13 +118,13 @@ def _label_column(features: Any, kind: type) -> str | None:
     found = _columns(features, kind)
     if len(found) > 1:
         raise ValueError(
-            f"a datasets.Dataset must have one column of feature ClassLabel, got {', '.join(found)}; "
+            f"source: expected one column of feature ClassLabel in a datasets.Dataset, got {', '.join(found)}; "
             "remove_columns leaves out the others"
         )
     plain = [name for name in LABEL_KEYS if name in features]
     if plain and not found:
         raise ValueError(
-            f"column {plain[0]} of a datasets.Dataset must have feature ClassLabel, got {features[plain[0]]}; "
+            f"source: expected column {plain[0]} of a datasets.Dataset with feature ClassLabel, got {features[plain[0]]}; "
             "class_encode_column makes it one, remove_columns leaves it out"
         )
     return found[0] if found else None

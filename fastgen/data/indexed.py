@@ -1,9 +1,12 @@
-"""IndexedDataset: batches of a source, from one tensor on the device when it fits, else streamed by workers."""
+"""IndexedDataset: batches of a source in a seeded order, from one tensor on the device when it fits, else streamed by workers."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,16 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastgen.data.arrays import ArraySource
-from fastgen.data.dataset import ImageDataset, check_batches
+from fastgen.data.dataset import SampleDataset, check_batches
 from fastgen.data.folder import FolderSource
-from fastgen.data.memory import free_memory
-from fastgen.data.order import index_batches
 from fastgen.data.reader import Batch, Reader, Source
 
 CHUNK = 64  # images a task of the first, complete read decodes
 
 
-class IndexedDataset(ImageDataset):
+class IndexedDataset(SampleDataset):
     """Images that are read by index, in a seeded order.
 
     len() counts the broken ones too: each is replaced by the next good image, so that the order of the others does not
@@ -124,6 +125,31 @@ class IndexedDataset(ImageDataset):
             yield image, None if label is None else label.to(device, non_blocking=True)
 
 
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of range(n), int64 (n,), that epoch `epoch` of a run with this seed follows."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+
+
+def index_batches(
+    n: int, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[np.ndarray]:
+    """Yield int64 (batch_size,) indices into n samples, for ever.
+
+    The epochs' permutations are laid end to end, so no sample is dropped where a batch crosses from one epoch
+    into the next. Rank r of `world` takes rows r*batch_size:(r+1)*batch_size of each global batch of
+    world*batch_size. `start` counts global samples already consumed: what follows depends on it alone, not on
+    the batch sizes that led there.
+    """
+    order = lru_cache(maxsize=2)(lambda epoch: epoch_order(n, seed, epoch))
+    for first in count(start + rank * batch_size, world * batch_size):
+        yield _take(order, n, first, first + batch_size)
+
+
+def _take(order: Callable[[int], np.ndarray], n: int, first: int, last: int) -> np.ndarray:
+    epochs = range(first // n, (last - 1) // n + 1)
+    return np.concatenate([order(e)[max(first - e * n, 0) : last - e * n] for e in epochs])
+
+
 def _select(images: torch.Tensor, labels: torch.Tensor | None, order: Iterator[np.ndarray]) -> Iterator[Batch]:
     for rows in order:
         index = torch.from_numpy(rows)
@@ -145,3 +171,20 @@ def _outlive_signals(worker: int) -> None:
 
 def _as_read(batch: Any) -> Any:
     return batch
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes on a CUDA device; for any other, of this process's share of the host's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes decode all at once
+
+
+def _free_host_memory() -> int:
+    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.exists():
+        return 8 << 30  # macOS, Windows: a laptop
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = container.read_text().strip() if container.exists() else "max"
+    return free if limit == "max" else min(free, int(limit))

@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from fastgen.data.arrays import check_labels
 from fastgen.data.convert import as_numpy, from_array, from_item
-from fastgen.data.dataset import ImageDataset, check_batches
+from fastgen.data.dataset import SampleDataset, check_batches
 from fastgen.data.reader import Batch
 from fastgen.data.torch_source import DatasetSource, class_names, is_map_style, split_item
 
 Part = tuple[np.ndarray, np.ndarray | None]  # uint8 (n, C, H, W), int64 (n,) or None
 
 
-class LoaderDataset(ImageDataset):
+class LoaderDataset(SampleDataset):
     """Batches of an iterable of items or batches, in its own order: nothing is read by index.
 
     len() is that of the Dataset inside and raises TypeError where that has none. The iterable is gone through anew
@@ -27,7 +27,7 @@ class LoaderDataset(ImageDataset):
 
     def __init__(self, iterable: Iterable[Any], size: int | None = None, channels: int | None = None):
         if isinstance(getattr(iterable, "sampler", None), DistributedSampler):
-            raise ValueError("a DataLoader with a DistributedSampler is split twice: pass its Dataset instead")
+            raise ValueError("source: expected the Dataset of a DataLoader with a DistributedSampler, which would split it twice")
         self.iterable, self.size, self.channels = iterable, size, channels
         self.names = class_names(self._dataset)
         first, rest = _peek(iterable)
@@ -45,7 +45,7 @@ class LoaderDataset(ImageDataset):
             return self.names if self._labelled else None
         if is_map_style(self._dataset):
             return DatasetSource(self._dataset).classes
-        raise ValueError(f"number of classes unknown: give the {type(self._dataset).__name__} a list `classes`")
+        raise ValueError(f"source: expected a list `classes` of the {type(self._dataset).__name__}, got labels without names")
 
     def batches(
         self,
@@ -58,7 +58,7 @@ class LoaderDataset(ImageDataset):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """ImageDataset.batches, but order and workers are the iterable's own: `seed` and `workers` do nothing.
+        """SampleDataset.batches, but order and workers are the iterable's own: `seed` and `workers` do nothing.
 
         start: that many samples are read and dropped, so a run resumes exactly if the iterable repeats its order.
         Each rank reads everything and keeps its rows.
@@ -80,9 +80,9 @@ class LoaderDataset(ImageDataset):
         for element in self._elements():
             image, label = self._convert(element)
             if image.shape[1:] != self.shape:
-                raise ValueError(f"images must have one shape: the first is {self.shape}, one is {image.shape[1:]}")
+                raise ValueError(f"images: expected one shape, {self.shape} as the first, got {image.shape[1:]}")
             if (label is not None) != self._labelled:
-                raise ValueError("all or no samples must have labels")
+                raise ValueError(f"labels: expected {'one for each' if self._labelled else 'none'}, as of the first, got others")
             if skip < len(image):
                 yield image[skip:], None if label is None else label[skip:]
             skip = max(skip - len(image), 0)
@@ -94,7 +94,8 @@ class LoaderDataset(ImageDataset):
             for element in opened:
                 yield element
             if element is None:
-                raise ValueError(f"the {type(self.iterable).__name__} can be gone through only once, and is used up")
+                name = type(self.iterable).__name__
+                raise ValueError(f"source: expected a {name} that can be read once an epoch, got one that is used up")
 
     def _convert(self, element: Any) -> Part:
         image, label = split_item(element)
@@ -106,7 +107,7 @@ class LoaderDataset(ImageDataset):
             images = from_item(image, self.size, self.channels)[None]
             labels = None if label is None else check_labels(as_numpy(label).reshape(-1), 1)
         if labels is not None and self.names and labels.max() >= len(self.names):
-            raise ValueError(f"label {labels.max()} is not one of {len(self.names)} classes")
+            raise ValueError(f"labels: expected one of {len(self.names)} classes, got {labels.max()}")
         return images, labels
 
 
@@ -114,7 +115,7 @@ def _peek(iterable: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
     iterator = iter(iterable)
     for first in iterator:
         return first, iterator
-    raise ValueError(f"no images found in an empty {type(iterable).__name__}")
+    raise ValueError(f"source: expected at least one image, got an empty {type(iterable).__name__}")
 
 
 def _recut(parts: Iterator[Part], batch_size: int) -> Iterator[Part]:

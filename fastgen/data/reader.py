@@ -62,21 +62,25 @@ class Reader(Dataset):
         """Count broken images, here or in a worker found; raise ValueError when they are too many."""
         self.broken.update(broken)
         if len(self.broken) == len(self.source):
-            raise ValueError(f"no images found in {self.source}: all {len(self.source)} are broken: {self._first()}")
+            raise ValueError(f"source: expected readable images in {self.source}, got {len(self.source)} broken: {self._first()}")
         if len(self.broken) > self.max_broken:
             raise ValueError(
-                f"{len(self.broken)} broken images in {self.source}, max_broken is {self.max_broken}: {self._first()}"
+                f"source: expected at most {self.max_broken} broken images in {self.source}, see max_broken, "
+                f"got {len(self.broken)}: {self._first()}"
             )
 
     def _read_checked(self, index: int) -> tuple[np.ndarray, int | None]:
         image, label = self._read_good(index)
         if image.shape != self.shape:
             raise ValueError(
-                f"images must have one shape: {self.source.name(index)} of {self.source} is (C, H, W) = {image.shape}, "
-                f"the first is {self.shape}; size= crops and resizes them all, channels= makes them all grey or RGB"
+                f"images: expected one shape, (C, H, W) = {self.shape} as the first of {self.source}, got {image.shape} of "
+                f"{self.source.name(index)}; size= crops and resizes them all, channels= makes them all grey or RGB"
             )
         if (label is not None) != self._labelled:
-            raise ValueError(f"all or no samples of {self.source} must have labels; {self.source.name(index)} differs")
+            expected, got = ("one for each", "none") if self._labelled else ("none", "one")
+            raise ValueError(
+                f"labels: expected {expected} in {self.source}, as for the first, got {got} for {self.source.name(index)}"
+            )
         return image, label
 
     def _read_good(self, index: int) -> tuple[np.ndarray, int | None]:

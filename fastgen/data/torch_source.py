@@ -21,7 +21,7 @@ class DatasetSource:
 
     def __init__(self, dataset: Any, size: int | None = None, channels: int | None = None):
         if len(dataset) == 0:
-            raise ValueError(f"no images found in a {type(dataset).__name__} of length 0")
+            raise ValueError(f"source: expected at least one image, got a {type(dataset).__name__} of length 0")
         self.dataset, self.size, self.channels = dataset, size, channels
         self.names = class_names(dataset)
 
@@ -37,7 +37,7 @@ class DatasetSource:
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
         image, label = self._item(index)
         if label is not None and self.names and label >= len(self.names):
-            raise ValueError(f"{self}: label {label} of item {index} is not one of {len(self.names)} classes")
+            raise ValueError(f"labels: expected one of {len(self.names)} classes in a {self}, got {label} in item {index}")
         return from_item(image, self.size, self.channels), label
 
     @cached_property
@@ -91,7 +91,7 @@ def split_item(item: Any) -> tuple[Any, Any]:
     elif isinstance(item, dict):
         image, label = _by_key(item, IMAGE_KEYS), _by_key(item, LABEL_KEYS)
         if image is None:
-            raise ValueError(f"an item must have its image under {' or '.join(IMAGE_KEYS)}; keys found: {list(item)}")
+            raise ValueError(f"source: expected an item's image under {' or '.join(IMAGE_KEYS)}, got the keys {', '.join(item)}")
     else:
         image, label = item, None
     return image, label

@@ -1,6 +1,7 @@
 """Data that are no images, rows of a table and signals: their way from their own units to what a network sees, and back."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from fastgen.config.files import plain
+from fastgen.data.dataset import SampleDataset
 from fastgen.data.indexed import IndexedDataset
+from fastgen.data.reader import Batch
 
 CHUNK = 4096  # rows measured at a time
 
@@ -48,6 +51,26 @@ def standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(N, *shape) as fp32 (N, C, L); mean and std are (C, 1)."""
     x = x.float().reshape(len(x), len(mean), -1)
     return (x - mean) / torch.where(std > 0, std, 1)
+
+
+class Standardized(SampleDataset):
+    """The values of a data set, of its shape, in batches fp32 (B, C, L) with mean 0 and deviation 1."""
+
+    kind = "values"
+
+    def __init__(self, data: SampleDataset, values: Values):
+        self.data, self.values, self.shape = data, values, data.shape
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self.data.classes
+
+    def batches(self, batch_size: int, *, device: str | torch.device = "cpu", **options: Any) -> Iterator[Batch]:
+        mean, std = self.values.moments(device)  # once: copies to a device would wait for it in every batch
+        return ((standardized(x, mean, std), label) for x, label in self.data.batches(batch_size, device=device, **options))
 
 
 def measure(data: IndexedDataset) -> Values:

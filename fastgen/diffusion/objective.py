@@ -41,37 +41,38 @@ class DiffusionObjective(nn.Module):
             raise ValueError(f"label_dropout: expected a number in [0, 1], got {label_dropout}")
         self.net, self.diffusion = net, diffusion
         self.times, self.loss, self.label_dropout, self.strata = times, loss, label_dropout, strata
-        self.condition = condition
+        self.condition, self.null_label = condition, null_label(net)
 
     def forward(
         self, x0: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, key: Tensor | None = None
     ) -> Tensor:
-        """x0: (N, C, *S), floating in [-1, 1] or uint8. key: t, noise and label dropout are drawn from it, (N, 4); from torch's
-        generator when None."""
+        """The loss of each sample, (N,) fp32.
+
+        x0: (N, C, *S), floating in [-1, 1] or uint8. label: int64 (N,), context: (N, L, D), as the network takes them. key: int64
+        (N, 4), which the noise is drawn from, and t, label dropout and the condition from other streams of it; from torch's
+        generator when None. Raises ValueError for labels to drop where the network has no null label."""
         key = fresh_key(x0.shape[0], x0.device) if key is None else key
         t = TIME_DRAWS[self.times](at(key, stream=noise_streams.TIME), self.strata, self.diffusion.schedule)
         label, context = self._drop(label, context, key)
 
         terms = self.diffusion.terms(t)
-        noise = at(key, stream=noise_streams.NOISE)  # its key: what is drawn from it for x_t is drawn again for the loss
-        x_t = q_sample(x0, terms.alpha, terms.sigma, key=noise, target=None)
+        x_t = q_sample(x0, terms.alpha, terms.sigma, key=key, target=None)  # the noise, which the loss draws again from the key
         if terms.c_in is not None:
             x_t = x_t * terms.c_in.view(-1, *[1] * (x_t.dim() - 1))
         if self.condition is not None:
             beside = self.condition(uint8_to_signed(x0), at(key, stream=noise_streams.CONDITION))
             x_t = torch.cat([x_t, beside.to(x_t.dtype)], dim=1)
         pred, coefficients = self.net(x_t, t, label, context), (terms.target_alpha, terms.target_sigma)
-        return denoising_loss(pred, x0, *coefficients, noise, terms.weight, target=terms.target, kind=self.loss)
+        return denoising_loss(pred, x0, *coefficients, key, terms.weight, target=terms.target, kind=self.loss)
 
     def _drop(self, label: Tensor | None, context: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.label_dropout == 0 or (label is None and context is None):
             return label, context
         drop = philox_uniform((key.shape[0],), at(key, stream=noise_streams.LABEL)) < self.label_dropout
         if label is not None:
-            null = null_label(self.net)
-            if null is None:
+            if self.null_label is None:
                 raise ValueError(f"label_dropout: expected 0 for a network without a null label, got {self.label_dropout}")
-            label = torch.where(drop, null, label)
+            label = torch.where(drop, self.null_label, label)
         if context is not None:
             context = torch.where(drop[:, None, None], 0.0, context)
         return label, context

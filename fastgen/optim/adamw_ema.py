@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fastgen.errors import expect
 from fastgen.optim.profiles import Profile, constant
@@ -129,7 +129,7 @@ class AdamWEMA(torch.optim.AdamW):
         ours = {p for group in self.param_groups for p in group["params"]}
         for name, value in model.state_dict(keep_vars=True).items():
             if value in ours:
-                self._averages[index][value] = laid_out(tensors[name], self._master(value))
+                self._averages[index][value] = copy_like(tensors[name], self._master(value))
 
     def master_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state_dict with the masters, where there are some, for the parameters in fp16 and bf16: no copies."""
@@ -142,7 +142,7 @@ class AdamWEMA(torch.optim.AdamW):
         ours = {p for p in self._params() if p.dtype in HALVES}
         for name, value in model.state_dict(keep_vars=True).items():
             if value in ours:
-                self._masters[value] = laid_out(tensors[name], value, torch.float32)
+                self._masters[value] = copy_like(tensors[name], value, torch.float32)
 
     @contextmanager
     def averaged(self, index: int = 0) -> Iterator[None]:
@@ -179,8 +179,8 @@ class AdamWEMA(torch.optim.AdamW):
         super().load_state_dict(state_dict | {"param_groups": [group | {"fused": True} for group in state_dict["param_groups"]]})
 
         params = self._params()
-        self._masters = {params[i]: laid_out(x, params[i], x.dtype) for i, x in state_dict.get("masters", {}).items()}
-        self._averages = [{params[i]: laid_out(x, self._master(params[i])) for i, x in each.items()} for each in averages]
+        self._masters = {params[i]: copy_like(x, params[i], x.dtype) for i, x in state_dict.get("masters", {}).items()}
+        self._averages = [{params[i]: copy_like(x, self._master(params[i])) for i, x in each.items()} for each in averages]
         self._counts = self._before = None
         if "counts" in state_dict:
             self._device_counts().copy_(state_dict["counts"])
@@ -189,7 +189,7 @@ class AdamWEMA(torch.optim.AdamW):
             if number in state_dict["state"]:
                 saved, master = state_dict["state"][number], self._master(p)
                 self.state[p] = {"step": torch.as_tensor(saved["step"], dtype=torch.float32).to(p.device, copy=True)}
-                self.state[p] |= {name: laid_out(saved[name], master) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[p] |= {name: copy_like(saved[name], master) for name in ("exp_avg", "exp_avg_sq")}
 
     def __getstate__(self) -> dict[str, Any]:
         ours = ("clip", "profiles", "_averages", "_masters", "_counts")
@@ -258,9 +258,13 @@ class AdamWEMA(torch.optim.AdamW):
         return self._lr
 
 
-def laid_out(x: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of x on the device, in the memory format and the dtype of `like`."""
-    return torch.empty_like(like, dtype=dtype).copy_(x)
+def copy_like(value: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of `value` on the device of `like`, in its memory format and, where FSDP2 made it a DTensor, in its shards.
+
+    value: of the shape of `like`, whole and the same on every rank, or a DTensor. dtype: that of `like` when None."""
+    if isinstance(like, DTensor) and not isinstance(value, DTensor):
+        value = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return torch.empty_like(like, dtype=dtype).copy_(value)
 
 
 def local(parameters: Iterable[Tensor]) -> list[Tensor]:

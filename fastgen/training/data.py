@@ -1,22 +1,23 @@
 """The data that a configuration trains on, as its network sees them."""
 
+import sys
 from pathlib import Path
 
 from fastgen.config.schema import TrainConfig
-from fastgen.data import ImageDataset, open_dataset
-from fastgen.data.held_out import open_held_out
+from fastgen.data import SampleDataset, open_dataset, open_held_out
+from fastgen.data.dataset import Unlabelled
 from fastgen.data.indexed import IndexedDataset
-from fastgen.data.standardized import Standardized
-from fastgen.data.units import Values, measure
-from fastgen.data.unlabelled import Unlabelled
+from fastgen.data.units import Standardized, Values, measure
 from fastgen.errors import expect
 from fastgen.models.build import refuses_labels
 from fastgen.runs.run import find_values
 
 
-def open_training_data(config: TrainConfig, run: Path | None = None) -> tuple[ImageDataset, ImageDataset | None, Values | None]:
-    """The data, those that are kept out of training where there are some, and the units of what is no image: those of `run`,
-    where it is gone on with, or measured. Raises what `open_dataset` does."""
+def open_training_data(config: TrainConfig, run: Path | None = None) -> tuple[SampleDataset, SampleDataset | None, Values | None]:
+    """The data of `config.data` as the model takes them; the held-out split, None where the source has none; and the units of
+    values, None for images: measured, or those of the run that is resumed.
+
+    run: the folder of that run. Raises ValueError without a source, and whatever `open_dataset` does."""
     settings = config.data
     expect("data.source", settings.source, settings.source, "images: give a folder of them, --data.source FOLDER")
     data = open_dataset(settings.source, size=settings.size, channels=settings.channels, kind=settings.kind)
@@ -28,3 +29,11 @@ def open_training_data(config: TrainConfig, run: Path | None = None) -> tuple[Im
     if refuses_labels(config):
         data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     return data, held_out, values
+
+
+def report_broken(data: SampleDataset) -> None:
+    """Names the images that could not be read and were replaced by others."""
+    for name, reason in data.broken[:10]:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    if len(data.broken) > 10:
+        print(f"skipped {len(data.broken)} broken images in all", file=sys.stderr)

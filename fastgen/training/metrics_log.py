@@ -1,8 +1,17 @@
-"""What a run writes of itself on the way: metrics.jsonl and the loss curve."""
+"""Where a run's metrics go: metrics.jsonl and the loss curve; TensorBoard or Weights & Biases beside them."""
 
 import json
+import os
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from fastgen.config.files import to_dict
+from fastgen.config.schema import TrainConfig
+from fastgen.errors import expect_package
 
 
 class MetricsLog:
@@ -53,3 +62,78 @@ def plot_loss(metrics: Path, out: Path) -> bool:
     axes.legend()
     figure.savefig(out, dpi=120)
     return True
+
+
+class Writer(Protocol):
+    def write(self, *, step: int, **values: float) -> None:
+        """Numbers of a step, by their names."""
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """A PNG of a step."""
+
+    def close(self) -> None: ...
+
+
+def open_writer(config: TrainConfig, out: Path, step: int) -> Writer | None:
+    """The writer that `config.log_to` names, for a run in the folder `out` that goes on from `step`; None for "none"."""
+    if config.log_to == "none":
+        return None
+    return TensorBoard(out, step) if config.log_to == "tensorboard" else WeightsAndBiases(config, out, step)
+
+
+def expect_writer(name: str) -> None:
+    """Raises ModuleNotFoundError where the package that the writer needs is not installed."""
+    if name != "none":
+        expect_package(name, f"log_to {name}")
+
+
+class TensorBoard:
+    """Event files in the run's folder `tensorboard`. TensorBoard hides what an earlier process wrote past `step`."""
+
+    def __init__(self, out: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def write(self, *, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        with Image.open(path) as image:
+            self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A W&B run with files under the run's folder `wandb`. W&B's own environment variables say where it goes: WANDB_PROJECT
+    ("fastgen" unless set), WANDB_MODE=offline …
+
+    A run that goes on keeps its id, in the file `wandb-id`. Raises ValueError where W&B cannot start, as without a login."""
+
+    def __init__(self, config: TrainConfig, out: Path, step: int):
+        import wandb
+
+        kept = out / "wandb-id"
+        if step == 0 or not kept.exists():
+            kept.write_text(uuid.uuid4().hex)
+        project = os.environ.get("WANDB_PROJECT", "fastgen")
+        settings: dict[str, Any] = {"name": out.name, "id": kept.read_text(), "resume": "allow", "config": to_dict(config)}
+        try:
+            self._run = wandb.init(project=project, dir=str(out), **settings)
+        except wandb.Error as error:
+            raise ValueError(f"log_to: wandb cannot start: {error}") from error
+        self._image = wandb.Image
+
+    def write(self, *, step: int, **values: float) -> None:
+        self._run.log(values, step=step)
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        self._run.log({name: self._image(str(path))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastgen import noise_streams
 from fastgen.config.sampling import Sampling
 from fastgen.config.schema import TrainConfig
-from fastgen.data import ImageDataset
+from fastgen.data import SampleDataset
 from fastgen.data.units import Values
 from fastgen.diffusion.denoiser import null_label
 from fastgen.diffusion.samplers import generate
@@ -33,8 +33,8 @@ class Preview:
     folder: Path
     model: nn.Module
     objective: nn.Module
-    data: ImageDataset
-    held_out: ImageDataset | None
+    data: SampleDataset
+    held_out: SampleDataset | None
     device: torch.device
     values: Values | None = None
 
@@ -76,7 +76,7 @@ def save_samples(path: Path, run: Run) -> None:
     save_grid(path, images, columns)
 
 
-def save_values_drawn(path: Path, run: Run, data: ImageDataset) -> None:
+def save_values_drawn(path: Path, run: Run, data: SampleDataset) -> None:
     """A picture of 500 rows or 6 signals of the training split, or all, and of as many drawn ones with the same labels, of the
     same noise every time; data: as the network sees them."""
     assert run.values is not None
@@ -108,7 +108,7 @@ def save_reconstructions(path: Path, vae: VariationalAutoencoder, images: Tensor
 
 
 @torch.no_grad()
-def held_out_loss(objective: nn.Module, data: ImageDataset, device: torch.device, seed: int, most: int = 2_000) -> float:
+def held_out_loss(objective: nn.Module, data: SampleDataset, device: torch.device, seed: int, most: int = 2_000) -> float:
     """The mean loss in fp32 over the held-out images, the first `most` of them, with the same noise every time."""
     n, size = min(len(data), most), 250
     batches = data.batches(size, device=device, workers=0)

@@ -10,9 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastgen.config.schema import TrainConfig
-from fastgen.training.metrics_log import MetricsLog
+from fastgen.training.metrics_log import MetricsLog, open_writer
 from fastgen.training.ranks import mean, rank
-from fastgen.training.writers import open_writer
 
 
 class Progress:
@@ -28,22 +27,15 @@ class Progress:
         self._out = out
         self._log = MetricsLog(out / "metrics.jsonl", step) if first else None
         self._writer = open_writer(config, out, step) if first else None
-        self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if first else True)
-        self._coming: tuple[Reading, int, dict[str, Any]] | None = None
+        self.bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if first else True)
+        self.coming: tuple[Reading, int, dict[str, Any]] | None = None
         self._since = time.monotonic()
-
-    def step(self) -> None:
-        """Another step is under way."""
-        self._bar.update()
-        if self._coming is not None and self._coming[0].has_come():
-            self.settle()
 
     def loss(self, losses: list[Tensor], *, images: int, step: int, **values: Any) -> None:
         """The mean of the losses since the last call, over the ranks, which `images` went into, is to be logged."""
         self.settle()
-        self._coming = Reading(mean(torch.stack(losses).mean())), images, {"step": step, **values}
-        if self._coming[0].has_come():
-            self.settle()
+        self.coming = Reading(mean(torch.stack(losses).mean())), images, {"step": step, **values}
+        self.settle(wait=False)
 
     def write(self, *, step: int, **values: Any) -> None:
         """Logs values that the host had to wait for, and the step's sample grids; that time does not count for images per
@@ -56,21 +48,22 @@ class Progress:
         self._since = time.monotonic()
 
     def close(self) -> None:
-        self._bar.close()
+        self.bar.close()
         for log in (self._log, self._writer):
             if log is not None:
                 log.close()
 
-    def settle(self) -> None:
-        """Logs the loss that is on its way, and waits for it if it must."""
-        if self._coming is None:
+    def settle(self, *, wait: bool = True) -> None:
+        """Logs the loss that is on its way from the device, where one is, and waits for it; or, without `wait`, only where it has
+        come. Raises FloatingPointError for one that is not finite."""
+        if self.coming is None or not (wait or self.coming[0].has_come()):
             return
-        (reading, images, values), self._coming = self._coming, None
+        (reading, images, values), self.coming = self.coming, None
         loss, now = reading.value(), time.monotonic()
         expect_finite(loss, values["step"])
         speed, self._since = images / (now - self._since), now
         self._write(**values, loss=loss, images_per_second=round(speed, 1))
-        self._bar.set_postfix_str(f"loss {loss:.4g}, {speed:.0f} images/s")
+        self.bar.set_postfix_str(f"loss {loss:.4g}, {speed:.0f} images/s")
 
     def _write(self, **values: Any) -> None:
         for log in (self._log, self._writer):

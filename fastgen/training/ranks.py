@@ -1,16 +1,22 @@
-"""Training in several processes that torchrun starts: who they are, and what they agree on. One process agrees with itself."""
+"""Training in several processes that torchrun starts: who they are, what they agree on, and how a model is spread over them, in
+copies (DDP) or shards (FSDP2). One process agrees with itself."""
 
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fastgen.errors import expect
 
@@ -82,7 +88,7 @@ def mean(value: Tensor) -> Tensor:
     return value / world()
 
 
-def everyones(value: T) -> list[T]:
+def gather(value: T) -> list[T]:
     """What each rank has, in their order. For what is small: it is pickled."""
     values: list[Any] = [value] * world()
     if world() > 1:
@@ -102,8 +108,6 @@ class Vote:
         self._codes, self._work = torch.zeros((), dtype=torch.int32), None
 
     def __call__(self, code: int) -> int:
-        if world() == 1:
-            return code
         before = self.close()
         self._codes = torch.tensor(code, dtype=torch.int32)
         self._work = dist.all_reduce(self._codes, dist.ReduceOp.MAX, async_op=True)
@@ -144,3 +148,58 @@ def _job() -> str:
     own, where the first rank always is."""
     name = os.environ["TORCHELASTIC_RUN_ID"]
     return name if name != "none" else f"process {os.getppid()}"
+
+
+def distribute(objective: nn.Module, device: torch.device, *, shards: bool) -> nn.Module:
+    """The objective, to be trained on all ranks: its gradients are means over them. Before an optimizer is made: shards are other
+    parameters. In one process it is the objective itself."""
+    if world() == 1:
+        return objective
+    if shards:
+        shard(objective, device)
+        return objective
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(objective, ids, gradient_as_bucket_view=True)
+
+
+def shard(module: nn.Module, device: torch.device, *, free: bool = True) -> None:
+    """Spreads the parameters of a module over the ranks: each block of its lists is gathered when it is computed, and what is
+    outside of blocks with the module. free: blocks give up what was gathered once they are computed."""
+    # A block hands on what it was given, for skip connections, which is safe: nothing is changed in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (world(),))
+    for block in [*_blocks(module), module]:
+        fully_shard(block, mesh=mesh, reshard_after_forward=free)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+
+
+def accumulating(objective: nn.Module, last: bool) -> Any:
+    """The context of a part of a batch: ranks exchange gradients after the last part alone."""
+    if isinstance(objective, FSDPModule):
+        objective.set_requires_gradient_sync(last)
+    return objective.no_sync() if isinstance(objective, DistributedDataParallel) and not last else nullcontext()
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, every rank has all of a model that was sharded with free=False, and may compute it alone."""
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.unshard()
+    yield
+    for module in shards:
+        module.reshard()
+
+
+def full_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is sharded made whole, on every rank that asks for it at the same time, and put on the CPU by the first alone."""
+    made = {}
+    for name, value in tensors.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if rank() == 0:
+            made[name] = full.cpu() if isinstance(value, DTensor) else full
+    return made

@@ -1,4 +1,4 @@
-"""Everything that training goes on from, to and from a run's checkpoints."""
+"""A run's folder as training begins it and goes on from it: everything that a checkpoint holds, to and from files."""
 
 import shutil
 from collections import defaultdict
@@ -9,11 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from fastgen.optim import AdamWEMA
+from fastgen.optim.adamw_ema import AdamWEMA, copy_like
 from fastgen.runs import checkpoint
 from fastgen.runs.run import find_checkpoint
-from fastgen.training.ranks import everyones, rank
-from fastgen.training.sharding import laid_out_as, whole
+from fastgen.training.ranks import barrier, full_tensors, gather, rank
+
+
+def claim(out: Path) -> int:
+    """Makes `out` a new run's folder, at step 0. Raises ValueError where it holds a run, or anything else, already."""
+    if (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
+        raise ValueError(f"out: {str(out)!r} already holds a run; add --resume to go on with it, or --out for another folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
+        raise ValueError(f"out: expected a new or empty folder, got {str(out)!r}, which holds {next(out.iterdir()).name}")
+    barrier()  # all have looked
+    if rank() > 0:
+        return 0
+    try:
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None
+    return 0
 
 
 def save_state(
@@ -29,10 +44,10 @@ def save_state(
     must call it; the first one writes, the same files for any number of them but for the generators' states. Of parameters in
     bf16 it writes the fp32 masters, so that a run may go on in another precision."""
     tensors = {
-        "model": whole(optimizer.master_state_dict(model)),
-        "ema": whole(optimizer.ema_state_dict(model)),
+        "model": full_tensors(optimizer.master_state_dict(model)),
+        "ema": full_tensors(optimizer.ema_state_dict(model)),
         "rng": _rng_states(),
-        "optimizer": whole(_optimizer_tensors(model, optimizer)),
+        "optimizer": full_tensors(_optimizer_tensors(model, optimizer)),
     }
     if rank() > 0:
         return
@@ -61,8 +76,8 @@ def restore_state(
         if saved.get(name) != value:
             raise ValueError(f"resume: expected the run's own {name} {saved.get(name)}, got {value}")
     _load_optimizer(model, optimizer, checkpoint.load_tensors(folder, "optimizer"), int(folder.name))
-    optimizer.load_master_state_dict(model, _laid_out(model, checkpoint.load_tensors(folder, "model")))
-    optimizer.load_ema_state_dict(model, _laid_out(model, checkpoint.load_tensors(folder, "ema")))
+    optimizer.load_master_state_dict(model, _sharded_as(model, checkpoint.load_tensors(folder, "model")))
+    optimizer.load_ema_state_dict(model, checkpoint.load_tensors(folder, "ema"))
     _set_rng_state(checkpoint.load_tensors(folder, "rng"))
     if scaler is not None and scaler.is_enabled() and (folder / "scaler.json").exists():
         scaler.load_state_dict(checkpoint.load_document(folder, "scaler"))
@@ -76,9 +91,10 @@ def _optimizer_tensors(model: nn.Module, optimizer: AdamWEMA) -> dict[str, Tenso
     return moments | {"counts": state["counts"]}
 
 
-def _laid_out(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _sharded_as(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of the model's, each with its own dtype and the device, memory format and shards of the model's."""
     own = model.state_dict()
-    return {name: laid_out_as(own[name], value) if name in own else value for name, value in tensors.items()}
+    return {name: copy_like(value, own[name], value.dtype) if name in own else value for name, value in tensors.items()}
 
 
 def _load_optimizer(model: nn.Module, optimizer: AdamWEMA, tensors: dict[str, Tensor], step: int) -> None:
@@ -90,7 +106,7 @@ def _load_optimizer(model: nn.Module, optimizer: AdamWEMA, tensors: dict[str, Te
     for key, value in tensors.items():
         kind, name = key.split(":", 1)
         same = value.shape == parameters[name].shape
-        kinds[kind][index[name]] = laid_out_as(parameters[name], value) if same else value
+        kinds[kind][index[name]] = copy_like(value, parameters[name], value.dtype) if same else value
     state = {i: {kind: values[i] for kind, values in kinds.items()} for i in kinds["step"]}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"], "counts": counts})
 
@@ -101,7 +117,7 @@ def _rng_states() -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
-    return {f"{kind}:{r}" if r else kind: value for r, one in enumerate(everyones(state)) for kind, value in one.items()}
+    return {f"{kind}:{r}" if r else kind: value for r, one in enumerate(gather(state)) for kind, value in one.items()}
 
 
 def _set_rng_state(states: dict[str, Tensor]) -> None:

@@ -3,41 +3,47 @@
 import copy
 import math
 import os
-import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from fastgen import noise_streams
 from fastgen.config.files import save_yaml
 from fastgen.config.schema import TrainConfig
 from fastgen.cuda_graph import WARM_UP, Graphed
-from fastgen.data import ImageDataset
 from fastgen.data.augment import augment
-from fastgen.device import cast, place, resolve_device, resolve_precision
+from fastgen.device import AUTOCAST_DTYPES, cast, place, resolve_device, resolve_precision
 from fastgen.errors import expect
 from fastgen.functional import at, noise_key
 from fastgen.interchange.init_from import load_weights, starting_from
-from fastgen.models.build import make_model, make_objective
+from fastgen.models.build import is_own, make_model, make_objective
 from fastgen.optim import AdamWEMA
 from fastgen.runs.run import describe
-from fastgen.training.allocator import keep_freed_memory
-from fastgen.training.data import open_training_data
-from fastgen.training.interruption import Interruption
-from fastgen.training.metrics_log import plot_loss
+from fastgen.training.data import open_training_data, report_broken
+from fastgen.training.host import Interruption, keep_freed_memory
+from fastgen.training.metrics_log import expect_writer, plot_loss
 from fastgen.training.preview import Preview
 from fastgen.training.progress import Progress, expect_finite
-from fastgen.training.ranks import Vote, barrier, expect_own_device, joined, mark, mean, rank, restarted, world
-from fastgen.training.sharding import distribute, gathered, shard
-from fastgen.training.state import restore_state, save_state
-from fastgen.training.step import learning_rate, train_step, use_graph
-from fastgen.training.writers import expect_writer
+from fastgen.training.ranks import (
+    Vote,
+    accumulating,
+    distribute,
+    expect_own_device,
+    gathered,
+    joined,
+    mark,
+    mean,
+    rank,
+    restarted,
+    shard,
+    world,
+)
+from fastgen.training.state import claim, restore_state, save_state
 
 TIME_IS_UP = 1  # what a rank votes to stop for, besides signals, whose numbers are larger
 
@@ -87,15 +93,15 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     model = make_model(description)
     if init_from is not None and not resume:
         load_weights(model, init_from, description)
-    shards = config.shard and world() > 1
-    model = place(model, device, channels_last=not shards)  # FSDP2 takes no other strides
+    sharded = config.shard and world() > 1
+    model = place(model, device, channels_last=not sharded)  # FSDP2 takes no other strides
     averaged = copy.deepcopy(model).eval().requires_grad_(False)  # what is drawn from
-    if shards:
+    if sharded:
         shard(averaged, device, free=False)
     objective = make_objective(config, cast(model, precision))
     if config.compile:
         objective.compile()
-    objective = distribute(objective, device, shards=shards)
+    objective = distribute(objective, device, shards=sharded)
     lr = torch.tensor(config.lr, device=device)  # where a CUDA graph can read it
     optimizer = AdamWEMA(model.parameters(), lr, config.betas, weight_decay=config.weight_decay, clip=config.clip, ema=config.ema)
     if precision == "bf16_weights":
@@ -111,12 +117,13 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         mark(out)
         report_broken(data)
     reported = len(data.broken)
-    judged = make_objective(config, averaged).eval()
-    preview = Preview(config, out / "samples", averaged, judged, data, held_out, device, values)
-    rows = config.batch_size // world()
-    samples = range(rank() * rows, (rank() + 1) * rows)  # of each batch
+    averaged_objective = make_objective(config, averaged).eval()
+    preview = Preview(config, out / "samples", averaged, averaged_objective, data, held_out, device, values)
+    share = config.batch_size // world()
+    samples = range(rank() * share, (rank() + 1) * share)  # of each batch, this rank's
+    flip, shift = config.data.flip, config.data.shift
     batches = data.batches(
-        rows,
+        share,
         seed=config.seed,
         start=step * config.batch_size,
         device=device,
@@ -127,9 +134,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
 
     def update(image: Tensor, label: Tensor | None, key: Tensor) -> Tensor:
         """The loss and the step that follows from it, of the weights and their average: all that a CUDA graph records."""
-        image = augment(image, at(key, stream=noise_streams.AUGMENT), flip=config.data.flip, shift=config.data.shift)
-        settings: dict[str, Any] = {"accumulation": config.accumulation, "precision": precision, "scaler": scaler}
-        return train_step(objective, optimizer, image, label, key, **settings)
+        if flip or shift:
+            image = augment(image, at(key, stream=noise_streams.AUGMENT), flip=flip, shift=shift)
+        accumulation = config.accumulation
+        return train_step(objective, optimizer, image, label, key, accumulation=accumulation, precision=precision, scaler=scaler)
 
     def save() -> None:
         progress.settle()
@@ -139,16 +147,25 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
 
     run_step = Graphed(update, warm_up=WARM_UP) if graphed else update
     losses: list[Tensor] = []
-    stop, vote = 0, Vote()
+    stop, vote = 0, Vote() if world() > 1 else None
     with Interruption() as interruption, closing(Progress(out, step, config)) as progress:
-        while step < config.steps and not (stop := vote(interruption.signal or int(time.monotonic() >= deadline))):
+        while step < config.steps:
+            stop = interruption.signal or int(time.monotonic() >= deadline)
+            if vote is not None:
+                stop = vote(stop)
+            if stop:
+                break
+
             image, label = next(batches)
             key = noise_key(config.seed, noise_streams.NOISE, step, samples, device)
             for group in optimizer.param_groups:
                 group["lr"].fill_(learning_rate(config, step))
             losses.append(run_step(image, label, key))
             step += 1
-            progress.step()
+
+            progress.bar.update()
+            if progress.coming is not None:
+                progress.settle(wait=False)
 
             if step % config.log_every == 0 or step == config.steps:
                 progress.loss(losses, images=len(losses) * config.batch_size, step=step, lr=learning_rate(config, step - 1))
@@ -163,7 +180,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
                 save()
                 saved = step
 
-        vote.close()
+        if vote is not None:
+            vote.close()
         if step != saved:
             save()
 
@@ -174,25 +192,79 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     return Outcome(step, stop if stop > TIME_IS_UP else None)
 
 
-def report_broken(data: ImageDataset) -> None:
-    """Names the images that could not be read and were replaced by others."""
-    for name, reason in data.broken[:10]:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    if len(data.broken) > 10:
-        print(f"skipped {len(data.broken)} broken images in all", file=sys.stderr)
+def train_step(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    label: Tensor | None,
+    key: Tensor,
+    *,
+    accumulation: int = 1,
+    clip: float = 0.0,
+    precision: str = "auto",
+    scaler: GradScaler | None = None,
+) -> Tensor:
+    """One optimizer step on the batch's mean loss, which is returned, 0-dim fp32, without waiting for the device.
+
+    objective: gives each sample's loss, (N,) fp32, such as `fastgen.DiffusionObjective` or `fastgen.VAEObjective`.
+    x: (N, ...) as the objective takes it. label: int64 (N,) or None.
+    key: int64 (N, 4) of `fastgen.functional.noise_key`, what the objective draws from.
+    accumulation: parts that the batch is computed in, one after another, a divisor of N.
+    clip: the largest norm of the gradient, 0 for none or where the optimizer clips.
+    precision: "auto", "bf16", "bf16_weights", for a model that was `cast` to it, "fp16" or "fp32", see `fastgen.device`.
+    scaler: scales the gradients of fp16, which would underflow, and skips a step where they are not finite; without one "auto" is
+        never fp16.
+
+    Raises ValueError for "fp16" without a scaler, and where the batch cannot be cut into `accumulation` parts.
+    """
+    if precision == "auto":
+        precision = resolve_precision(x.device, precision)
+        precision = "fp32" if precision == "fp16" and scaler is None else precision
+    if scaler is None:
+        expect("scaler", scaler, precision != "fp16", "a torch.amp.GradScaler with precision fp16")
+        scaler = GradScaler(x.device.type, enabled=False)
+
+    def backward(x_part: Tensor, label_part: Tensor | None, key_part: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=AUTOCAST_DTYPES.get(precision), enabled=precision in AUTOCAST_DTYPES):
+            loss = objective(x_part, label_part, key=key_part).sum() / len(x)
+        scaler.scale(loss).backward()
+        return loss.detach()
+
+    if accumulation == 1:
+        total = backward(x, label, key)
+    else:
+        labels = [None] * accumulation if label is None else label.chunk(accumulation)
+        total = torch.zeros((), device=x.device)
+        for i, part in enumerate(zip(x.chunk(accumulation), labels, key.chunk(accumulation), strict=True)):
+            with accumulating(objective, last=i == accumulation - 1):
+                total += backward(*part)
+    if clip > 0:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(objective.parameters(), clip)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return total
 
 
-def claim(out: Path) -> int:
-    """Makes `out` a new run's folder, at step 0. Raises ValueError where it holds a run, or anything else, already."""
-    if (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
-        raise ValueError(f"out: {str(out)!r} already holds a run; add --resume to go on with it, or --out for another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
-        raise ValueError(f"out: expected a new or empty folder, got {str(out)!r}, which holds {next(out.iterdir()).name}")
-    barrier()  # all have looked
-    if rank() > 0:
-        return 0
-    try:
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None
-    return 0
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then cosine decay to 0 at config.steps, or constant."""
+    warmup = min(1.0, (step + 1) / (config.warmup + 1))
+    decay = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.lr_decay == "cosine" else 1.0
+    return config.lr * warmup * decay
+
+
+def use_graph(config: TrainConfig, device: torch.device) -> bool:
+    """Whether a training step is to be a graph: for "auto" where nothing stands against it. Raises ValueError for "on" where it
+    does."""
+    against = None
+    if device.type != "cuda":
+        against = "the device is no GPU"
+    elif world() > 1:
+        against = "several ranks exchange gradients, which is not captured"
+    elif not is_own(config):
+        against = "the UNet is not fastgen's own, and may wait for the host"
+    elif getattr(config.model, "checkpointing", False):
+        against = "checkpointing saves the generators' state on the host"
+    expect("cuda_graph", config.cuda_graph, config.cuda_graph != "on" or against is None, f"auto or off: {against}")
+    return config.cuda_graph != "off" and against is None

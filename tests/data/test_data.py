@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from fastgen.data import NoTestSplit, open_dataset
-from fastgen.data.memory import free_memory
+from fastgen.data.indexed import free_memory
 from fastgen.data.packaged import held_out
 
 
@@ -152,13 +152,13 @@ def test_labels_from_a_tuple_and_a_tensor_dataset():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((2, 1, 4, 4), 2.0), r"float in \[0, 1\]; got float64 with min 2.0, max 2.0"),
+        (np.full((2, 1, 4, 4), 2.0), r"images: expected uint8, or float in \[0, 1\], got float64 with min 2.0, max 2.0"),
         (np.array([[[0.5, np.nan]]]), "max nan"),
         (np.full((2, 1, 4, 4), -0.1), "min -0.1"),
         (np.zeros((2, 4, 4), np.int64), "got int64 with min 0, max 0"),
         (np.zeros((2, 16), np.uint8), r"got \(2, 16\)"),
         (np.zeros((2, 2, 5, 5), np.uint8), r"got \(2, 2, 5, 5\)"),
-        (np.zeros((0, 3, 5, 5), np.uint8), r"no images found in an array of shape \(0, 3, 5, 5\)"),
+        (np.zeros((0, 3, 5, 5), np.uint8), r"source: expected at least one image, got an array of shape \(0, 3, 5, 5\)"),
     ],
 )
 def test_bad_arrays(array, message):
@@ -169,7 +169,7 @@ def test_bad_arrays(array, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.zeros(9, int), r"shape \(10,\), one for each image; got \(9,\)"),
+        (np.zeros(9, int), r"labels: expected shape \(10,\), one for each image, got \(9,\)"),
         (np.zeros((10, 4), int), r"got \(10, 4\)"),
         (np.full(10, -1), "minimum of -1"),
         (np.zeros(10), "got float64"),
@@ -214,25 +214,25 @@ def test_npz_with_a_test_split(tmp_path):
 
 def test_bad_numpy_files(tmp_path):
     np.savez(tmp_path / "keys.npz", pictures=images(), answers=np.arange(10))
-    with pytest.raises(ValueError, match="images or x or x_train or arr_0; keys found: pictures, answers"):
+    with pytest.raises(ValueError, match="images or x or x_train or arr_0, got the keys pictures, answers"):
         open_dataset(tmp_path / "keys.npz")
     np.savez(tmp_path / "x.npz", x=images())
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"pickled\.npy cannot be read as a numpy file: .*Python objects"):
+    with pytest.raises(ValueError, match=r"source: expected a numpy file, got .*pickled\.npy: .*Python objects"):
         open_dataset(tmp_path / "pickled.npy")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"cut\.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"expected a numpy file, got .*cut\.npz: "):
         open_dataset(tmp_path / "cut.npz")
 
 
 def test_no_test_split(tmp_path):
     np.savez(tmp_path / "x.npz", x=images())
     np.save(tmp_path / "x.npy", images())
-    with pytest.raises(NoTestSplit, match=r'x\.npz has no split "test": no x_test among its keys x'):
+    with pytest.raises(NoTestSplit, match=r"split: expected 'train' or 'all' for .*x\.npz, without x_test among x, got 'test'"):
         open_dataset(tmp_path / "x.npz", split="test")
-    with pytest.raises(NoTestSplit, match=r'split "test" .*x\.npy'):
+    with pytest.raises(NoTestSplit, match=r"split: expected 'train' or 'all' for .*x\.npy, which has no splits, got 'test'"):
         open_dataset(tmp_path / "x.npy", split="test")
-    with pytest.raises(NoTestSplit, match="a ndarray has no splits"):
+    with pytest.raises(NoTestSplit, match="for a ndarray, which has no splits"):
         open_dataset(images(), split="test")
 
 
@@ -245,13 +245,13 @@ def test_no_test_split(tmp_path):
         (
             "mnits",
             ValueError,
-            r'"mnits" is not a known data set \(mnist, digits, wine, .*\), a folder, or a file; did you mean "mnist"\?',
+            r"source: expected one of mnist, digits, wine, .*, a folder, or a file, got 'mnits'; did you mean mnist\?",
         ),
-        ("no/such/folder", FileNotFoundError, r'"no/such/folder" is not .* a file$'),
+        ("no/such/folder", FileNotFoundError, "a folder, or a file, got 'no/such/folder'$"),
         ("missing.npz", FileNotFoundError, "missing.npz"),
         (__file__, ValueError, r"got the file .*test_data\.py"),
-        (3, ValueError, "name, path, array, Dataset or DataLoader; got <class 'int'>"),
-        ({"train": [1]}, ValueError, "got <class 'dict'>"),
+        (3, ValueError, "a name, a path, an array, a Dataset or a DataLoader, got a int"),
+        ({"train": [1]}, ValueError, "got a dict"),
     ],
 )
 def test_unknown_sources(source, error, message):
@@ -262,11 +262,11 @@ def test_unknown_sources(source, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "val"}, 'split must be "train", "test" or "all", got \'val\''),
-        ({"size": 0}, "size must be at least 1, or None, got 0"),
-        ({"channels": 2}, "channels must be 1, 3 or None, got 2"),
-        ({"max_broken": -1}, "max_broken must be at least 0, got -1"),
-        ({"resident": "yes"}, "resident must be True, False or"),
+        ({"split": "val"}, "split: expected 'train', 'test' or 'all', got 'val'"),
+        ({"size": 0}, "size: expected a number of pixels >= 1, or None, got 0"),
+        ({"channels": 2}, "channels: expected 1, 3 or None, got 2"),
+        ({"max_broken": -1}, "max_broken: expected a whole number >= 0, got -1"),
+        ({"resident": "yes"}, "resident: expected True, False or 'auto', got 'yes'"),
     ],
 )
 def test_bad_options(options, message):
@@ -277,11 +277,11 @@ def test_bad_options(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"seed": -1}, "seed and start must be at least 0, got -1 and 0"),
-        ({"start": -1}, "got 0 and -1"),
-        ({"workers": -1}, "workers must be at least 0"),
-        ({"rank": 2, "world": 2}, "rank must be at least 0 and below world, got rank 2, world 2"),
+        ({"batch_size": 0}, "batch_size: expected a whole number >= 1, got 0"),
+        ({"seed": -1}, "seed: expected a whole number >= 0, got -1"),
+        ({"start": -1}, "start: expected a number of samples >= 0, got -1"),
+        ({"workers": -1}, "workers: expected a number of processes >= 0, or None, got -1"),
+        ({"rank": 2, "world": 2}, "rank: expected a number from 0, below world 2, got 2"),
     ],
 )
 def test_bad_batches_fail_before_the_first(options, message):

@@ -81,7 +81,10 @@ def test_empty_batch():
 
 @pytest.mark.parametrize(
     ("x", "shift", "message"),
-    [(torch.zeros(2, 4, 4), 1, r"x must be \(N, C, H, W\).* got \(2, 4, 4\)"), (coordinates(2), -1, "and -1")],
+    [
+        (torch.zeros(2, 4, 4), 1, r"x: expected images \(N, C, H, W\), got \(2, 4, 4\)"),
+        (coordinates(2), -1, "shift: expected a number of pixels >= 0, got -1"),
+    ],
 )
 def test_bad_arguments(x, shift, message):
     with pytest.raises(ValueError, match=message):

@@ -79,19 +79,19 @@ def test_train_and_test_subfolders_are_splits(tmp_path):
 
 def test_no_test_split_is_an_error(tmp_path):
     classes_folder(tmp_path)
-    with pytest.raises(NoTestSplit, match=r'has no split "test": it has no subfolders train and test'):
+    with pytest.raises(NoTestSplit, match=r"split: expected 'train' or 'all' for .*, without subfolders train and test, got"):
         open_dataset(tmp_path, split="test")
     assert len(open_dataset(tmp_path, split="all")) == 6
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match=f"no images found in {tmp_path}"):
+    with pytest.raises(ValueError, match=f"source: expected images, .*, got none in {tmp_path}"):
         open_dataset(tmp_path)
 
 
 def test_image_beside_class_folders(tmp_path):
     picture(classes_folder(tmp_path) / "stray.png")
-    with pytest.raises(ValueError, match=r"stray\.png lies beside the class folders ant, bee"):
+    with pytest.raises(ValueError, match=r"source: expected no image beside the class folders ant, bee in .*, got stray\.png"):
         open_dataset(tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_image_beside_class_folders(tmp_path):
 def test_odd_size_is_named(tmp_path, workers):
     picture(classes_folder(tmp_path) / "ant" / "odd.png", size=(8, 9))
     for resident in (True, False):
-        with pytest.raises(ValueError, match=r"(?s)odd\.png .*\(3, 9, 8\), the first is \(3, 8, 8\); size= crops"):
+        with pytest.raises(ValueError, match=r"(?s)= \(3, 8, 8\) as the first .*, got \(3, 9, 8\) of .*odd\.png; size= crops"):
             list(islice(open_dataset(tmp_path, resident=resident).batches(7, workers=workers), 1))
     image, _ = next(open_dataset(tmp_path, size=4).batches(7))
     assert image.shape == (7, 3, 4, 4)
@@ -173,7 +173,7 @@ def test_too_many_broken_images(tmp_path, resident, workers):
     for name in ("ant/01.png", "bee/04.png"):
         damage(tmp_path / name)
     data = open_dataset(tmp_path, resident=resident, max_broken=1)
-    with pytest.raises(ValueError, match=r"(?s)2 broken images in .*, max_broken is 1: ant/01\.png .*; bee/04\.png"):
+    with pytest.raises(ValueError, match=r"(?s)at most 1 broken .*, see max_broken, got 2: ant/01\.png .*; bee/04\.png"):
         list(islice(data.batches(6, workers=workers), 2))
     list(islice(open_dataset(tmp_path, resident=resident, max_broken=2).batches(6, workers=workers), 2))
 
@@ -192,7 +192,7 @@ def test_truncated_photograph_is_broken(tmp_path):
 def test_all_broken(tmp_path):
     for name in "ab":
         damage(picture(tmp_path / f"{name}.png"))
-    with pytest.raises(ValueError, match=r"no images found in .*: all 2 are broken: a\.png .*; b\.png"):
+    with pytest.raises(ValueError, match=r"source: expected readable images in .*, got 2 broken: a\.png .*; b\.png"):
         open_dataset(tmp_path)
 
 

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fastgen.data.order import epoch_order, index_batches
+from fastgen.data.indexed import epoch_order, index_batches
 
 
 def take(n, batch_size, batches, **kwargs):

@@ -128,14 +128,14 @@ def test_random_transforms_are_streamed():
 @pytest.mark.parametrize(
     ("make", "attributes", "message"),
     [
-        (lambda i: (PIXELS[i] * 2.0, 0), {}, r"float in \[0, 1\]; got float64 with min"),
+        (lambda i: (PIXELS[i] * 2.0, 0), {}, r"float in \[0, 1\], got float64 with min"),
         (lambda i: (torch.zeros(2, 4, 5), 0), {}, r"got \(1, 2, 4, 5\)"),
-        (lambda i: {"picture": PIXELS[i]}, {}, "image or pixel_values or img; keys found: .'picture'"),
-        (labelled, {"classes": ["a", "b"]}, "label 2 of item 2 is not one of 2 classes"),
+        (lambda i: {"picture": PIXELS[i]}, {}, "image or pixel_values or img, got the keys picture"),
+        (labelled, {"classes": ["a", "b"]}, "labels: expected one of 2 classes in a Items, got 2 in item 2"),
         (lambda i: (PIXELS[i], -1), {}, "minimum of -1"),
-        (lambda i: (PIXELS[i], 0.5), {}, "whole numbers from 0, got float64"),
-        (lambda i: (PIXELS[i], 0 if i else None), {}, "must have labels; item 1 differs"),
-        (lambda i: PIXELS[i, :, : 4 - i // 9], {}, r"item 9 of Items is \(C, H, W\) = \(3, 3, 5\), the first is"),
+        (lambda i: (PIXELS[i], 0.5), {}, "labels: expected whole numbers >= 0, got float64"),
+        (lambda i: (PIXELS[i], 0 if i else None), {}, "labels: expected none in Items, as for the first, got one for item 1"),
+        (lambda i: PIXELS[i, :, : 4 - i // 9], {}, r"images: expected one shape, .*, got \(3, 3, 5\) of item 9"),
     ],
 )
 def test_bad_items(make, attributes, message):
@@ -144,9 +144,9 @@ def test_bad_items(make, attributes, message):
 
 
 def test_empty_and_split():
-    with pytest.raises(ValueError, match="no images found in a Items of length 0"):
+    with pytest.raises(ValueError, match="source: expected at least one image, got a Items of length 0"):
         open_dataset(Items(labelled, n=0))
-    with pytest.raises(ValueError, match="a Items has no splits"):
+    with pytest.raises(ValueError, match="for a Items, which has no splits"):
         open_dataset(Items(labelled), split="test")
 
 
@@ -192,24 +192,24 @@ def test_a_seeded_loader_keeps_its_order_from_the_first_sample_on():
 def test_loader_classes():
     assert open_dataset(LOADERS["DataLoader"]()).num_classes == 4
     assert open_dataset(DataLoader(Items(pil), collate_fn=lambda items: np.stack(items))).num_classes is None
-    with pytest.raises(ValueError, match="give the Stream a list `classes`"):
+    with pytest.raises(ValueError, match="source: expected a list `classes` of the Stream, got labels without names"):
         _ = open_dataset(Stream(labelled)).num_classes
 
 
 def test_a_generator_is_used_up():
     batches = open_dataset(map(labelled, range(10))).batches(5)
     assert torch.cat([next(batches)[0], next(batches)[0]]).equal(torch.from_numpy(PIXELS))
-    with pytest.raises(ValueError, match="gone through only once"):
+    with pytest.raises(ValueError, match="source: expected a map that can be read once an epoch, got one that is used up"):
         next(batches)
 
 
 def test_bad_loaders():
-    with pytest.raises(ValueError, match="no images found in an empty Stream"):
+    with pytest.raises(ValueError, match="source: expected at least one image, got an empty Stream"):
         open_dataset(Stream(labelled, n=0))
     sampler = DistributedSampler(Items(labelled), num_replicas=2, rank=0)
-    with pytest.raises(ValueError, match="DistributedSampler is split twice: pass its Dataset"):
+    with pytest.raises(ValueError, match="source: expected the Dataset of a DataLoader with a DistributedSampler"):
         open_dataset(DataLoader(Items(labelled), sampler=sampler))
-    with pytest.raises(ValueError, match="label 3 is not one of 2 classes"):
+    with pytest.raises(ValueError, match="labels: expected one of 2 classes, got 3"):
         next(open_dataset(DataLoader(Items(labelled, classes=["a", "b"]), batch_size=2)).batches(4))
-    with pytest.raises(ValueError, match=r"the first is \(3, 4, 5\), one is \(3, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"images: expected one shape, \(3, 4, 5\) as the first, got \(3, 3, 5\)"):
         next(open_dataset(Stream(lambda i: PIXELS[i, :, : 4 - i // 9])).batches(10))

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastgen.data import NoTestSplit, open_dataset
-from fastgen.data.held_out import open_held_out
+from fastgen.data import NoTestSplit, open_dataset, open_held_out
 from tests.helpers import tiny_runs
 
 
@@ -142,19 +141,19 @@ def holding(value):
 @pytest.mark.parametrize(
     ("array", "kind", "message"),
     [
-        (holding(np.nan), "auto", "values must be finite in fp32, got nan in column 2: leave out such rows, or fill them"),
+        (holding(np.nan), "auto", "values: expected finite numbers in fp32, got nan in column 2: leave out"),
         (holding(-np.inf), "auto", "got -inf in column 2"),
         (holding(1e39), "auto", r"got 1e\+39 in column 2"),
-        (np.zeros((0, 4)), "auto", r"no values found in an array of shape \(0, 4\)"),
-        (np.zeros((4, 0)), "auto", r"no values found in an array of shape \(4, 0\)"),
-        (np.zeros((4, 2, 0)), "values", r"no values found in an array of shape \(4, 2, 0\)"),
-        (np.zeros(4), "values", r"values must have shape \(N, F\), a table, or \(N, C, L\), signals; got \(4,\)"),
+        (np.zeros((0, 4)), "auto", r"source: expected at least one value, got an array of shape \(0, 4\)"),
+        (np.zeros((4, 0)), "auto", r"source: expected at least one value, got an array of shape \(4, 0\)"),
+        (np.zeros((4, 2, 0)), "values", r"source: expected at least one value, got an array of shape \(4, 2, 0\)"),
+        (np.zeros(4), "values", r"values: expected shape \(N, F\), a table, or \(N, C, L\), signals, got \(4,\)"),
         (np.zeros((4, 1, 2, 2)), "values", r"got \(4, 1, 2, 2\)"),
-        (np.zeros((4, 2), complex), "values", "values must be real numbers, got complex128"),
-        (np.full((4, 2), "a"), "values", "values must be real numbers, got <U1"),
-        (np.zeros((4, 2), np.uint8), "auto", r"got \(4, 2\); a table \(N, F\) or signals .* are read with kind \"values\""),
-        (numbers(4, 2, 8), "auto", r"images must be .* min .*; a table \(N, F\) or signals .* are read with kind \"values\""),
-        (numbers(4, 8), "images", r"images must have shape .* got \(4, 8\)"),
+        (np.zeros((4, 2), complex), "values", "values: expected real numbers, got complex128"),
+        (np.full((4, 2), "a"), "values", "values: expected real numbers, got <U1"),
+        (np.zeros((4, 2), np.uint8), "auto", r"got \(4, 2\); a table \(N, F\) or signals .* are read with kind 'values'"),
+        (numbers(4, 2, 8), "auto", r"images: expected .* min .*; a table \(N, F\) or signals .* are read with kind 'values'"),
+        (numbers(4, 8), "images", r"images: expected shape .* got \(4, 8\)"),
     ],
 )
 @pytest.mark.parametrize("place", ["memory", "file"])
@@ -176,20 +175,20 @@ def test_a_gap_in_a_streamed_file_is_named_when_it_is_read(tmp_path):
 @pytest.mark.parametrize("names", [np.array(["a", "b"]), np.arange(4)])
 def test_bad_features(names, tmp_path):
     np.savez(tmp_path / "x.npz", x=numbers(10, 4), features=names)
-    with pytest.raises(ValueError, match="features must be 4 names, one for each; got"):
+    with pytest.raises(ValueError, match="features: expected 4 names, one for each feature or channel, got"):
         open_dataset(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("wine", {"kind": "images"}, 'kind must be "values" or "auto" for "wine", which is a table'),
-        ("wine", {"size": 8}, r"size and channels are for images; wine of shape \(162, 13\) is read as values"),
-        (numbers(10, 4), {"channels": 1}, "size and channels are for images; an array of shape"),
-        (numbers(10, 4), {"kind": "value"}, 'kind must be "auto", "images" or "values", got \'value\''),
-        ("digits", {"kind": "values"}, 'kind "values" needs an array, .* or one of wine, breast_cancer; "digits" has images'),
-        (DataLoader(TensorDataset(torch.zeros(4, 2))), {"kind": "values"}, "a DataLoader has images"),
-        ([numbers(4)], {"kind": "values"}, "a list has images"),
+        ("wine", {"kind": "images"}, "kind: expected 'values' or 'auto' for 'wine', which is a table, got 'images'"),
+        ("wine", {"size": 8}, r"size: expected None for wine of shape \(162, 13\), which is read as values, got 8"),
+        (numbers(10, 4), {"channels": 1}, "channels: expected None for an array of shape"),
+        (numbers(10, 4), {"kind": "value"}, "kind: expected 'auto', 'images' or 'values', got 'value'"),
+        ("digits", {"kind": "values"}, "kind: .* 'auto' for 'digits', since values .*, wine or breast_cancer, got 'values'"),
+        (DataLoader(TensorDataset(torch.zeros(4, 2))), {"kind": "values"}, "kind: expected 'images' or 'auto' for a DataLoader"),
+        ([numbers(4)], {"kind": "values"}, "kind: expected 'images' or 'auto' for a list"),
     ],
 )
 def test_what_is_of_the_other_kind(source, options, message):
@@ -199,7 +198,7 @@ def test_what_is_of_the_other_kind(source, options, message):
 
 def test_a_folder_has_images(tmp_path):
     tiny_runs.picture(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r'kind "values" needs .* the folder .* has images'):
+    with pytest.raises(ValueError, match=r"kind: expected 'images' or 'auto' for the folder .*, got 'values'"):
         open_dataset(tmp_path, kind="values")
 
 

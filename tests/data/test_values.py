@@ -10,8 +10,7 @@ import torch
 from fastgen.config.schema import ConvVAEConfig, DiffusersConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.data import open_dataset
 from fastgen.data import units as module
-from fastgen.data.standardized import Standardized
-from fastgen.data.units import from_document, measure, to_document
+from fastgen.data.units import Standardized, from_document, measure, to_document
 from fastgen.models.build import make_model
 from fastgen.runs.run import describe
 

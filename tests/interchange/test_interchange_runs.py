@@ -14,7 +14,7 @@ from fastgen.cli.main import main  # noqa: E402
 from fastgen.config.files import from_dict, load_yaml, save_yaml, to_dict  # noqa: E402
 from fastgen.config.schema import DiffusersConfig, DiffusionConfig, UNetConfig, VAEConfig  # noqa: E402
 from fastgen.data import open_dataset  # noqa: E402
-from fastgen.data.unlabelled import Unlabelled  # noqa: E402
+from fastgen.data.dataset import Unlabelled  # noqa: E402
 from fastgen.diffusion.schedules import Discrete, RectifiedFlow  # noqa: E402
 from fastgen.interchange.init_from import starting_from  # noqa: E402
 from fastgen.runs import checkpoint  # noqa: E402

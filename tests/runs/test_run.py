@@ -12,8 +12,7 @@ import fastgen
 from fastgen.config.files import load_yaml
 from fastgen.config.sampling import Sampling, SamplingOptions
 from fastgen.config.schema import ConvVAEConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
-from fastgen.data import open_dataset
-from fastgen.data.held_out import open_held_out
+from fastgen.data import open_dataset, open_held_out
 from fastgen.models.build import make_model
 from fastgen.runs import checkpoint
 from fastgen.runs.run import describe, find_checkpoint

@@ -13,7 +13,7 @@ from fastgen.diffusion.samplers import SAMPLERS, generate
 from fastgen.diffusion.schedules import SCHEDULES
 from fastgen.functional import group_norm, noise_key
 from fastgen.pixels import signed_to_uint8
-from fastgen.training.step import use_graph
+from fastgen.training.train import use_graph
 from tests.helpers import recorded
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -111,7 +111,7 @@ def test_where_a_step_can_be_a_graph(model, settings, device, ranks, reason, mon
     pytest.importorskip("tyro")
     from fastgen.config import schema as config
 
-    monkeypatch.setattr("fastgen.training.step.world", lambda: ranks)
+    monkeypatch.setattr("fastgen.training.train.world", lambda: ranks)
     diffusion = None if model == "VAEConfig" else config.DiffusionConfig()
     given = config.TrainConfig(config.DataConfig("digits"), getattr(config, model)(**settings), diffusion)
     auto, on, off = (dataclasses.replace(given, cuda_graph=choice) for choice in ("auto", "on", "off"))

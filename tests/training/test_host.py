@@ -7,7 +7,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from fastgen.training.allocator import keep_freed_memory
+from fastgen.training.host import keep_freed_memory
 
 if {keep}:
     keep_freed_memory()
