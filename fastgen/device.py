@@ -23,15 +23,15 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def place(model: nn.Module, device: torch.device, *, channels_last: bool = True) -> nn.Module:
-    """The model, on the device. On a GPU the weights of its convolutions are channels_last, as tensor cores take them, and so
-    then is all that passes through it; unless that is not wanted."""
+    """Moves the model to the device, in place, and returns it. On a GPU, with `channels_last`, the weights of its convolutions
+    get that memory format, which tensor cores take, and its activations follow."""
     if device.type == "cuda" and channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return model.to(device)
 
 
 def cast(model: nn.Module, precision: str) -> nn.Module:
-    """The model, its weights in bf16 for "bf16_weights" and as they are for all else."""
+    """The model with its weights in bf16 for "bf16_weights", in place; as it is for another precision."""
     if precision == "bf16_weights":
         for p in model.parameters():
             p.data = p.data.to(torch.bfloat16)  # model.to would cast buffers too, and takes no tensors without data
@@ -58,6 +58,6 @@ def resolve_precision(device: torch.device, precision: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to what `resolve_precision` gives, to bf16 for "bf16_weights"; a context that does nothing for fp32."""
+    """The autocast context of a precision, as `resolve_precision` takes it: to bf16 for "bf16_weights" too, off for fp32."""
     precision = resolve_precision(device, precision)
     return torch.autocast(device.type, dtype=AUTOCAST_DTYPES.get(precision), enabled=precision in AUTOCAST_DTYPES)

@@ -26,7 +26,8 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_unet(path: Path) -> tuple[dict[str, Any], Path]:
-    """The configuration of the UNet that diffusers wrote into a folder, a pipeline's or a model's own, and where it lies."""
+    """The configuration of the UNet that diffusers wrote into a folder, a pipeline's or a model's own, and the folder with its
+    config.json. Raises ValueError where there is none."""
     for folder in (path / "unet", path):
         if (folder / "config.json").is_file():
             return read_config(read_json(folder / "config.json", "unet")), folder
@@ -35,7 +36,8 @@ def read_unet(path: Path) -> tuple[dict[str, Any], Path]:
 
 def read_scheduler(scheduler: Any) -> dict[str, Any]:
     """The configuration of a scheduler as plain lists and numbers: of an object with `config`, of a mapping, or of the
-    scheduler_config.json at a path or in the folder at a path."""
+    scheduler_config.json at a path or in the folder at a path. Raises ValueError for anything else, and for one whose class is
+    not known."""
     if isinstance(scheduler, str | Path):
         path = Path(scheduler)
         return read_scheduler(read_json(path / "scheduler_config.json" if path.is_dir() else path, "scheduler"))
@@ -49,7 +51,7 @@ def read_scheduler(scheduler: Any) -> dict[str, Any]:
 
 
 def prediction_of(scheduler: dict[str, Any]) -> Any:
-    """Our name of what the scheduler's networks predict."""
+    """What the scheduler's networks predict, as `DiffusionConfig.prediction` names it. Raises ValueError for another."""
     if scheduler["_class_name"] == FLOW:
         return "flow"
     return lookup("scheduler.prediction_type", scheduler.get("prediction_type", "epsilon"), _PREDICTIONS)

@@ -1,4 +1,4 @@
-"""Samples that lie in one array: in memory, in a .npy or in a .npz."""
+"""Samples that lie in one array, in memory, in a .npy or in a .npz: images as uint8, values, which are no pixels, as fp32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +19,15 @@ IMAGE_KEYS = ("images", "x", "x_train", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "arr_1")
 CHUNK = 1024  # samples converted at a time, so that a float file needs no second float copy
 
-Convert = Callable[[np.ndarray], np.ndarray]  # of rows of an array into samples: uint8 (n, C, H, W), or fp32 values as they lie
+Convert = Callable[[np.ndarray], np.ndarray]  # rows of an array to samples: uint8 (n, C, H, W), or fp32 values
 
 
 class ArraySource:
-    """Samples in memory: uint8 (N, C, H, W), or values fp32 (N, F) or (N, C, L), and labels int64 (N,) or None, as tensors.
+    """A `Source` in memory. `samples`: uint8 (N, C, H, W), or values fp32 (N, F) or (N, C, L). `labels`: int64 (N,) or None.
 
-    classes: their names, "0", "1" … by default. features: the names of values' features or channels."""
+    array: what `convert` takes, N rows of it at a time. labels: as `check_labels` takes them. features: the names of the values'
+    features or channels, (F,) or (C,) strings. classes: the names of the classes, "0", "1" … by default. Raises ValueError as
+    `convert`, `check_labels` and `check_features` do."""
 
     fixed = True
 
@@ -56,7 +58,7 @@ class ArraySource:
 
 
 class MappedSource:
-    """A .npy too large for memory, read row by row through a memory map."""
+    """A `Source` of a .npy too large for memory, read row by row through a memory map; it has no labels."""
 
     fixed = True
     classes = None
@@ -84,7 +86,10 @@ class MappedSource:
 
 
 def conversion(array: np.ndarray, name: str, kind: str = "auto", size: int | None = None, channels: int | None = None) -> Convert:
-    """What makes samples of the array's rows. Raises ValueError, with the array's `name`, for one that is not of the kind."""
+    """The function that makes samples of rows of the array: uint8 images, of `size` and `channels` where given, or fp32 values.
+
+    kind: "auto", "images" or "values". Raises ValueError, with the array's `name`, for an array that is not of the kind, and for
+    a size or channels of values."""
     if is_values(array, kind):
         for argument, value in (("size", size), ("channels", channels)):
             expect(argument, value, value is None, f"None for {name} of shape {array.shape}, which is read as values")
@@ -96,8 +101,10 @@ def conversion(array: np.ndarray, name: str, kind: str = "auto", size: int | Non
 
 
 def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Images or values and labels of a .npz, under the keys above, and its `features`, the names of values' columns; x_test and
-    y_test, where present, are its test split."""
+    """What a .npz holds of a split: images or values, the first of IMAGE_KEYS, (N, ...); labels, the first of LABEL_KEYS, (N,) or
+    None; and `features`, the names of the values' columns, (F,) or None. x_test and y_test, where present, are its test split.
+
+    Raises NoTestSplit where x_test is missing, and ValueError for a file without images or that is no .npz."""
     with load(path) as file:
         if split == "test" and "x_test" not in file:
             raise NoTestSplit(f"split: expected 'train' or 'all' for {path}, without x_test among {', '.join(file)}, got 'test'")
@@ -110,14 +117,15 @@ def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.
 
 
 def check_shape(array: np.ndarray, name: str) -> None:
-    """Raise ValueError unless these are images, one at least."""
+    """Raises ValueError, with the array's `name`, unless these are images, one at least."""
     to_nchw(array)
     if len(array) == 0:
         raise ValueError(f"source: expected at least one image, got {name} of shape {array.shape}")
 
 
 def check_labels(labels: Any, n: int) -> np.ndarray:
-    """Labels as int64 (n,). Raises ValueError when there are not n of them, or they are no whole numbers >= 0."""
+    """Labels, an array or tensor (n,) or (n, 1) of any integer type, as int64 (n,). Raises ValueError where there are not n of
+    them, or they are not whole numbers >= 0."""
     labels = as_numpy(labels)
     if labels.shape not in ((n,), (n, 1)):
         raise ValueError(f"labels: expected shape ({n},), one for each image, got {labels.shape}")
@@ -165,7 +173,7 @@ def load(path: Path) -> Any:
 
 
 def is_values(array: np.ndarray, kind: str) -> bool:
-    """Whether the array is read as values: for "auto" where it is floating and has two dimensions, whatever the numbers are."""
+    """Whether the array is read as values: with kind "auto" where it is floating and has two dimensions, whatever it holds."""
     return kind == "values" or (kind == "auto" and array.ndim == 2 and array.dtype.kind == "f")
 
 
@@ -180,20 +188,19 @@ def check_values(array: np.ndarray, name: str) -> None:
 
 
 def to_values(array: np.ndarray) -> np.ndarray:
-    """fp32 of the same shape. Raises ValueError, naming the place, for what is not finite in fp32."""
+    """The array in fp32. Raises ValueError, naming the column, for a number that is not finite in fp32."""
     with np.errstate(over="ignore"):
         values = array.astype(np.float32, order="C")
     bad = ~np.isfinite(values)
     if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"values: expected finite numbers in fp32, got {array[place]} in column {place[1]}: leave out such rows, or fill them"
-        )
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        given = f"{array[index]} in column {index[1]}"
+        raise ValueError(f"values: expected finite numbers in fp32, got {given}: leave out such rows, or fill them")
     return values
 
 
 def check_features(features: np.ndarray, array: np.ndarray) -> tuple[str, ...]:
-    """The names of the features of an array of values. Raises ValueError unless there is one for each."""
+    """The names of the features or channels of an array of values, strings (F,). Raises ValueError unless each has one."""
     if features.shape != (array.shape[1],) or features.dtype.kind != "U":
         given = f"{features.dtype} {features.shape}"
         raise ValueError(f"features: expected {array.shape[1]} names, one for each feature or channel, got {given}")

@@ -15,10 +15,10 @@ class NoTestSplit(ValueError):
 
 
 class SampleDataset(ABC):
-    """Samples of one shape, perhaps with labels, to be had in batches. len(): how many.
+    """Samples of one `shape`, with or without labels, in batches. len(): the number of samples.
 
     kind: "images", uint8 (C, H, W), or "values", fp32: rows of a table, (F,), or signals, (C, L), in their own units. features:
-    the names of the features F or channels C of values, None where they have none."""
+    the names of the features or channels of values; None where they have none."""
 
     shape: tuple[int, ...]
     kind: Literal["images", "values"] = "images"
@@ -34,6 +34,7 @@ class SampleDataset(ABC):
 
     @property
     def num_classes(self) -> int | None:
+        """The number of classes; None without labels."""
         return None if self.classes is None else len(self.classes)
 
     @property
@@ -53,13 +54,13 @@ class SampleDataset(ABC):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield (image, label) for ever: uint8 (batch_size, C, H, W), or fp32 values, and int64 (batch_size,) or None, on
-        `device`.
+        """Batches without end, each (samples, labels) on `device`: uint8 (batch_size, C, H, W) or fp32 (batch_size, *shape), and
+        int64 (batch_size,) or None.
 
-        seed: with the number of the epoch, all that the order depends on. start: samples already consumed, over
-        all ranks; the iterator goes on as one that was never stopped. workers: processes or threads that decode;
-        None: one a core, 8 at most; 0: none. rank, world: this process gets rows rank*batch_size onward of each
-        global batch of world*batch_size. Raises ValueError for a value out of range.
+        seed: the order of an epoch depends on it and on the epoch's number alone. start: samples already consumed, over all
+        ranks; the iterator goes on as one that was never stopped. workers: processes or threads that decode; None: one a core, 8
+        at most; 0: none. rank, world: of each global batch of world·batch_size this process gets the samples from
+        rank·batch_size on. Raises ValueError for a value out of range, and for images that cannot be read.
         """
 
 
@@ -73,7 +74,7 @@ def check_batches(batch_size: int, seed: int, start: int, workers: int | None, r
 
 
 class Unlabelled(SampleDataset):
-    """The images of a data set alone, for a model without classes."""
+    """A data set without its labels, for a model that takes none."""
 
     def __init__(self, data: SampleDataset):
         self.data, self.shape = data, data.shape

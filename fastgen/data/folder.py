@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 
 class FolderSource:
-    """Image files under a folder, in the order of their names.
+    """A `Source` of the image files under a folder, in the order of their names.
 
     split: with subfolders train and test, "train" and "test" are these and "all" both; else "train" and "all" are
     everything. Raises ValueError when there is no image, no test split, or an image beside class folders.

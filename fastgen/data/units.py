@@ -1,4 +1,4 @@
-"""Data that are no images, rows of a table and signals: their way from their own units to what a network sees, and back."""
+"""Values, which are rows of a table or signals: from their own units to what a network sees, and back."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,13 +14,15 @@ from fastgen.data.dataset import SampleDataset
 from fastgen.data.indexed import IndexedDataset
 from fastgen.data.reader import Batch
 
-CHUNK = 4096  # rows measured at a time
+CHUNK = 4096  # samples measured at a time
 
 
 @dataclass(frozen=True)
 class Values:
-    """What a run knows of its values. `shape`: (F,), that of a table's rows, or (C, L), that of signals. `mean` and `std`: of
-    each feature or channel over the training split, std 0 where it is constant. `features`: their names, None without."""
+    """What a run keeps of its values, in their own units.
+
+    shape: (F,) of a table's rows, or (C, L) of signals. mean, std: of each feature or channel over the training split; std is 0
+    where it is constant. features: the names of the features or channels; None where they have none."""
 
     shape: tuple[int, ...]
     mean: tuple[float, ...]
@@ -33,28 +35,29 @@ class Values:
         return self.shape[0], self.shape[1] if len(self.shape) == 2 else 1
 
     def to_network(self, x: Tensor) -> Tensor:
-        """fp32 (N, *shape) in their own units to (N, C, L), each channel with mean 0 and deviation 1 over the training split."""
+        """x (N, *shape), in its own units, as fp32 (N, C, L), each channel with mean 0 and standard deviation 1 over the training
+        split, and 0 where the channel is constant there."""
         return standardized(x, *self.moments(x.device))
 
     def from_network(self, x: Tensor) -> Tensor:
-        """The inverse; a constant channel is exactly what it was."""
+        """The inverse of `to_network`: x (N, C, L) as fp32 (N, *shape). A constant channel is exactly what it was."""
         mean, std = self.moments(x.device)
         return (x.float() * std + mean).reshape(-1, *self.shape)
 
     def moments(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, each fp32 (C, 1)."""
+        """Mean and standard deviation on the device, each fp32 (C, 1)."""
         mean, std = (torch.tensor(moment, dtype=torch.float32, device=device)[:, None] for moment in (self.mean, self.std))
         return mean, std
 
 
 def standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(N, *shape) as fp32 (N, C, L); mean and std are (C, 1)."""
+    """(x - mean) / std as fp32 (N, C, L), x - mean where std is 0. x: (N, *shape). mean, std: (C, 1)."""
     x = x.float().reshape(len(x), len(mean), -1)
     return (x - mean) / torch.where(std > 0, std, 1)
 
 
 class Standardized(SampleDataset):
-    """The values of a data set, of its shape, in batches fp32 (B, C, L) with mean 0 and deviation 1."""
+    """A data set of values whose batches are as the network sees them: fp32 (B, C, L), by `values.to_network`."""
 
     kind = "values"
 
@@ -74,15 +77,16 @@ class Standardized(SampleDataset):
 
 
 def measure(data: IndexedDataset) -> Values:
-    """The values of a data set, which is read once: mean and deviation in fp64, a part of the rows after the other
-    (Chan et al. 1979)."""
+    """Mean and standard deviation of a data set of values, computed in fp64. It is read once, CHUNK samples at a time; their sums
+    of squares are combined as in Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
+    variances"."""
     count, mean, square = 0, np.zeros(data.shape[0]), np.zeros(data.shape[0])
-    for first in range(0, len(data), CHUNK):
-        rows = data.reader.read(range(first, min(first + CHUNK, len(data))))[0].double().numpy()
-        axes = (0, *range(2, rows.ndim))
-        n, own = rows.size // rows.shape[1], rows.mean(axes)
+    for begin in range(0, len(data), CHUNK):
+        x = data.reader.read(range(begin, min(begin + CHUNK, len(data))))[0].double().numpy()
+        axes = (0, *range(2, x.ndim))
+        n, own = x.size // x.shape[1], x.mean(axes)
         step = own - mean
-        square = square + ((rows - own.reshape(-1, *[1] * (rows.ndim - 2))) ** 2).sum(axes) + step**2 * count * n / (count + n)
+        square = square + ((x - own.reshape(-1, *[1] * (x.ndim - 2))) ** 2).sum(axes) + step**2 * count * n / (count + n)
         mean = mean + step * n / (count + n)
         count += n
     std = np.sqrt(square / count)
@@ -91,14 +95,14 @@ def measure(data: IndexedDataset) -> Values:
 
 
 def to_document(values: Values | None) -> dict[str, Any] | None:
-    """As a checkpoint keeps it, in lists and numbers; None for images."""
+    """The values' shape, mean, std and features as lists and numbers, for a checkpoint's JSON; None for images."""
     if values is None:
         return None
     return plain(dataclasses.asdict(values))
 
 
 def from_document(document: dict[str, Any] | None) -> Values | None:
-    """What `to_document` was given."""
+    """The inverse of `to_document`."""
     if document is None:
         return None
     return Values(**{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})

@@ -20,6 +20,7 @@ HALVES = (torch.float16, torch.bfloat16)
 class AdamWEMA(torch.optim.AdamW):
     """torch.optim.AdamW's numbers, after torch.nn.utils.clip_grad_norm_ and followed by the averages' lerp.
 
+    params, lr, betas, eps, weight_decay: as torch.optim.AdamW takes them; lr may be a tensor on the device.
     clip: the largest norm of the gradient over all parameters; inf only checks that it is finite, 0 does neither. A step whose
     norm is not finite, or in which torch.amp.GradScaler found an inf, changes nothing but `skipped`.
     ema: a decay, which is warmed up as `constant` says, or a `Profile`, or two of these. All parameters of the groups have
@@ -32,6 +33,9 @@ class AdamWEMA(torch.optim.AdamW):
     graph after one has been made outside.
 
     The state_dict is torch.optim.AdamW's, with averages, masters and counts beside: each loads the other's.
+
+    Raises ValueError for a negative clip, more than two averages, a decay outside [0, 1), and, at the first step, for parameters
+    with gaps or overlaps in memory.
     """
 
     _step_supports_amp_scaling = True
@@ -72,7 +76,10 @@ class AdamWEMA(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """closure: computes the loss and its gradients; what it returns is returned."""
+        """Makes one step of the parameters that have gradients, and of the averages of all.
+
+        closure: computes the loss and its gradients; what it returns is returned. Raises ValueError for parameters with gaps or
+        overlaps in memory, at the first step."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -158,6 +165,8 @@ class AdamWEMA(torch.optim.AdamW):
                 torch._foreach_copy_(local(params), local(kept))
 
     def state_dict(self) -> dict[str, Any]:
+        """torch.optim.AdamW's, with `averages`, by the numbers of their parameters, `masters`, likewise, and `counts`, int64
+        (2,): the steps made and skipped."""
         number = {p: i for i, p in enumerate(self._params())}
         beside = {
             "averages": [{number[p]: x for p, x in averages.items()} for averages in self._averages],

@@ -1,5 +1,5 @@
 """Averages of any width after training, from snapshots of one or two widths during it (EDM2, Karras et al. 2024,
-arXiv:2312.02696, section 3.2 and appendix C): of the sums of the snapshots' profiles the nearest, by least squares."""
+arXiv:2312.02696, section 3.2 and appendix C): the combination of the snapshots whose profile is nearest, by least squares."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from fastgen.optim.profiles import gamma
 
 
 class Snapshot(NamedTuple):
-    """The average of width sigma_rel after so many updates; tensors: as AdamWEMA.ema_state_dict gives it."""
+    """The average of width `sigma_rel` after `updates` steps; tensors: by the names of the model's state_dict, as
+    `AdamWEMA.ema_state_dict` gives them."""
 
     updates: int
     sigma_rel: float
@@ -21,7 +22,8 @@ class Snapshot(NamedTuple):
 
 
 def reconstruct(snapshots: Sequence[Snapshot], sigma_rel: float, updates: int | None = None) -> dict[str, Tensor]:
-    """The average of width sigma_rel after so many updates, by default the snapshots' last.
+    """The average of width `sigma_rel` after `updates` steps, by default those of the last snapshot: a model's state_dict, summed
+    in fp64, in the snapshots' dtypes.
 
     Tensors that are not floating are those of the last snapshot used. Raises ValueError for a width that no power function has,
     and where there is no snapshot up to `updates`.
@@ -38,7 +40,8 @@ def reconstruct(snapshots: Sequence[Snapshot], sigma_rel: float, updates: int | 
 
 
 def coefficients(snapshots: Sequence[tuple[int, float]], sigma_rel: float, updates: int) -> list[float]:
-    """What each snapshot, given as its updates and sigma_rel, is to be multiplied by."""
+    """The factor of each snapshot, given as (updates, sigma_rel), in the sum that is the average of width `sigma_rel` after
+    `updates` steps. Raises ValueError for a width that no power function has."""
     known = [(float(t), gamma(width)) for t, width in snapshots]
     wanted = float(updates), gamma(sigma_rel)
     products = np.array([[_product(a, b) for b in known] for a in known])

@@ -32,17 +32,19 @@ class Footprint:
 
     @property
     def total(self) -> int:
+        """All of it, in bytes."""
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
 def footprint(
     config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, precision: str, values: Values | None = None
 ) -> Footprint:
-    """Of a configuration's model and batch, for images of a shape (C, H, W) or for values, on one GPU where every op takes its
-    kernel.
+    """The bytes that a training step of a configuration takes on one GPU, where every op runs its kernel.
 
-    precision: "fp32", "bf16", "bf16_weights" or "fp16", autocast as it is on a CPU, which casts nearly as CUDA's does. Raises
-    ValueError for images that the model cannot take, and for a UNet of diffusers, which cannot be built without data.
+    shape: (C, H, W) of images, or that of the values. num_classes: None without labels. precision: "fp32", "bf16", "bf16_weights"
+    or "fp16", autocast as it is on a CPU, which casts nearly as CUDA's does. values: None for images.
+
+    Raises ValueError for data that the model cannot take, and for a UNet of diffusers, which cannot be built without data.
     """
     expect("model", type(config.model).__name__, is_own(config), "a model of fastgen's own")
     description = describe(config, shape, num_classes, None if num_classes is None else [""] * num_classes, values)

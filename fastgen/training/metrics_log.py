@@ -15,7 +15,10 @@ from fastgen.errors import expect_package
 
 
 class MetricsLog:
-    """metrics.jsonl: a JSON object a line, each with its `step`. Lines past `step`, whose steps come again, are dropped."""
+    """metrics.jsonl: a JSON object a line, each with its `step`. On opening, lines past `step` are dropped: their steps come
+    again.
+
+    Raises ValueError for a file that is not such."""
 
     def __init__(self, path: Path, step: int):
         kept = [line for line in read_metrics(path) if line["step"] <= step]
@@ -25,15 +28,18 @@ class MetricsLog:
         self._file = path.open("a")
 
     def write(self, **values: Any) -> None:
+        """Appends a line, and flushes it."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; a last one that a crash cut off is left out."""
+    """The lines of a metrics.jsonl, none where there is no file; a last one that a crash cut off is left out. Raises ValueError
+    for a line that is not JSON."""
     if not path.exists():
         return []
     try:
@@ -43,7 +49,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_loss(metrics: Path, out: Path) -> bool:
-    """The loss over steps, and the held-out loss where there is one, as a PNG. False without matplotlib or a line."""
+    """Draws the loss over the steps, and the held-out loss where there is one, as a PNG. metrics: a metrics.jsonl. Returns
+    whether it did: not without matplotlib, and not without a line."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -65,17 +72,21 @@ def plot_loss(metrics: Path, out: Path) -> bool:
 
 
 class Writer(Protocol):
+    """Where metrics and pictures go beside metrics.jsonl."""
+
     def write(self, *, step: int, **values: float) -> None:
-        """Numbers of a step, by their names."""
+        """Writes numbers of a step, by their names."""
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """A PNG of a step."""
+        """Writes a picture of a step, a PNG at `path`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Writes what is pending, and ends."""
 
 
 def open_writer(config: TrainConfig, out: Path, step: int) -> Writer | None:
-    """The writer that `config.log_to` names, for a run in the folder `out` that goes on from `step`; None for "none"."""
+    """The writer that `config.log_to` names, for a run in the folder `out` that goes on from `step`; None for "none". Raises
+    ValueError where W&B cannot start."""
     if config.log_to == "none":
         return None
     return TensorBoard(out, step) if config.log_to == "tensorboard" else WeightsAndBiases(config, out, step)

@@ -15,11 +15,12 @@ from fastgen.training.ranks import mean, rank
 
 
 class Progress:
-    """metrics.jsonl, what `config.log_to` names and a bar, by the first rank alone; on all, FloatingPointError where the loss is
-    no longer finite.
+    """The metrics of a run, in metrics.jsonl and where `config.log_to` says, and `bar`, a progress bar; all by the first rank
+    alone.
 
-    A mean loss is copied to the host while training goes on, and read when it has come, at the next one at the latest: the host
-    so runs ahead of a GPU by at most two such intervals.
+    The mean loss is copied from the device while training goes on. `coming` is the copy that is under way, None where there is
+    none; it is logged once it has come, at the next loss at the latest, so that the host runs ahead of a GPU by at most two
+    intervals of `config.log_every`.
     """
 
     def __init__(self, out: Path, step: int, config: TrainConfig):
@@ -32,14 +33,17 @@ class Progress:
         self._since = time.monotonic()
 
     def loss(self, losses: list[Tensor], *, images: int, step: int, **values: Any) -> None:
-        """The mean of the losses since the last call, over the ranks, which `images` went into, is to be logged."""
+        """Begins to log the mean over the steps and the ranks of `losses`, 0-dim tensors, and `values` beside it.
+
+        images: the number of samples that went into them, for images_per_second. Every rank must call it. Raises
+        FloatingPointError as `settle` does."""
         self.settle()
         self.coming = Reading(mean(torch.stack(losses).mean())), images, {"step": step, **values}
         self.settle(wait=False)
 
     def write(self, *, step: int, **values: Any) -> None:
-        """Logs values that the host had to wait for, and the step's sample grids; that time does not count for images per
-        second."""
+        """Logs values of a step that were waited for, and the pictures of samples/ with its number. The time that they took does
+        not count in images_per_second."""
         self.settle()
         self._write(step=step, **values)
         if self._writer is not None:
@@ -48,6 +52,7 @@ class Progress:
         self._since = time.monotonic()
 
     def close(self) -> None:
+        """Closes the bar and the logs."""
         self.bar.close()
         for log in (self._log, self._writer):
             if log is not None:
@@ -82,6 +87,7 @@ class Reading:
             self._event.record()
 
     def has_come(self) -> bool:
+        """Whether `value` need not wait."""
         return self._event is None or self._event.query()
 
     def value(self) -> float:
@@ -92,6 +98,6 @@ class Reading:
 
 
 def expect_finite(loss: float, step: int) -> None:
-    """Raises FloatingPointError for a loss that is not: nothing that came of it is to be saved."""
+    """Raises FloatingPointError for a loss that is infinite or NaN, so that the weights it led to are not saved."""
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} by step {step}: a lower lr may help")

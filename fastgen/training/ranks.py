@@ -27,22 +27,22 @@ MARK = ".torchrun"  # the file in a run's folder that names the torchrun which b
 
 
 def rank() -> int:
-    """The number of this process; the first, 0, alone writes, draws samples and shows progress."""
+    """The number of this process, torchrun's RANK. Rank 0 alone writes, draws samples and shows progress."""
     return int(os.environ.get("RANK", 0))
 
 
 def world() -> int:
-    """How many processes train together."""
+    """How many processes train together, torchrun's WORLD_SIZE."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connects the processes, GPUs by NCCL and processors by gloo, and parts them at the end. Where they are connected already,
-    or there is but one, it does nothing.
+    """A context in which the processes are connected, GPUs by NCCL and processors by gloo. It does nothing where they are
+    connected already, or there is one process.
 
-    An error is handed to torchrun, which ends the others and reports the first. Where the error is that another rank is gone,
-    ConnectionError says so in one line, and the other's own says why.
+    An error inside is handed to torchrun, which ends the other processes and reports the error that came first. Raises
+    ConnectionError, of one line, where the error is that another rank is gone: that rank's own error says why.
     """
     if world() == 1 or dist.is_initialized():
         yield
@@ -66,7 +66,7 @@ def _of_a_peer(error: BaseException) -> bool:
 
 
 def expect_own_device(name: str, device: torch.device) -> None:
-    """Raises ValueError where the device that a setting named, or chose, would be one GPU for several ranks."""
+    """Raises ValueError where several ranks would share one GPU. name: the setting, device: what it was resolved to."""
     if world() > 1 and device.type == "cuda":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         expect("device", name, device.index is None, "auto, cpu or cuda: each rank has a GPU of its own")
@@ -80,7 +80,7 @@ def barrier() -> None:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean over the ranks of a tensor that each has, which a GPU computes without the host waiting."""
+    """The mean over the ranks of a tensor of one shape on each. Nothing waits for a GPU."""
     if world() == 1:
         return value
     value = value.clone()
@@ -89,7 +89,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def gather(value: T) -> list[T]:
-    """What each rank has, in their order. For what is small: it is pickled."""
+    """The value of each rank, in their order, on every rank. It is pickled: for small values."""
     values: list[Any] = [value] * world()
     if world() > 1:
         dist.all_gather_object(values, value)
@@ -99,9 +99,9 @@ def gather(value: T) -> list[T]:
 class Vote:
     """vote(code), which every rank calls at every step: the largest code that any of them gave at the step before.
 
-    All ranks so see the same at the same step, and stop there together. The answer to a step comes while the next one is
-    computed: it passes between the hosts alone and nothing waits for it, where one that rode on the logged loss would come after
-    `log_every` steps, which may be longer than the 30 s that torchrun leaves a process between SIGTERM and SIGKILL.
+    All ranks so get the same answer at the same step, and stop there together. The codes are exchanged between the hosts while
+    the step is computed, and nothing waits for them. (With the logged loss they would come after `log_every` steps, which may
+    take longer than the 30 s that torchrun leaves a process between SIGTERM and SIGKILL.)
     """
 
     def __init__(self) -> None:
@@ -114,18 +114,18 @@ class Vote:
         return before
 
     def close(self) -> int:
-        """The answer that is still on its way."""
+        """Waits for the answer to the last call, the largest code of any rank; 0 where there was none."""
         if self._work is not None:
             self._work.wait()
         return int(self._codes.numpy())
 
 
 def restarted(out: Path) -> bool:
-    """Whether this torchrun had begun the run `out`, and started processes again after some died, and there is a checkpoint to go
-    on from. A folder that another torchrun left is never taken for that. Every rank must call it; all are told the same.
+    """Whether torchrun restarted this process after a failure, the run in `out` was begun under the same torchrun, and it has a
+    checkpoint: then training resumes by itself. Every rank must call it, and gets the same answer.
 
-    torchrun starts processes again reliably with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its own environment: else they all
-    connect through the store of the torchrun, which may still hold what the dead ones left there.
+    Restarts are reliable with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's own environment: otherwise the processes connect
+    through torchrun's store, which may still hold what the failed ones left there.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
@@ -138,7 +138,7 @@ def restarted(out: Path) -> bool:
 
 
 def mark(out: Path) -> None:
-    """Leaves in a run's folder what `restarted` knows it by."""
+    """Writes the name of this torchrun into a run's folder, by which `restarted` knows it; nothing without torchrun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         (out / MARK).write_text(_job())
 
@@ -151,8 +151,8 @@ def _job() -> str:
 
 
 def distribute(objective: nn.Module, device: torch.device, *, shards: bool) -> nn.Module:
-    """The objective, to be trained on all ranks: its gradients are means over them. Before an optimizer is made: shards are other
-    parameters. In one process it is the objective itself."""
+    """The objective wrapped so that its gradients are means over the ranks: by DDP, or, with `shards`, by FSDP2, in place. In one
+    process it is returned as it is. To be called before the optimizer is made, since FSDP2 replaces the parameters."""
     if world() == 1:
         return objective
     if shards:
@@ -163,9 +163,9 @@ def distribute(objective: nn.Module, device: torch.device, *, shards: bool) -> n
 
 
 def shard(module: nn.Module, device: torch.device, *, free: bool = True) -> None:
-    """Spreads the parameters of a module over the ranks: each block of its lists is gathered when it is computed, and what is
-    outside of blocks with the module. free: blocks give up what was gathered once they are computed."""
-    # A block hands on what it was given, for skip connections, which is safe: nothing is changed in place.
+    """Shards the parameters of a module over the ranks by FSDP2, in place. Each module in a ModuleList is a unit, which is
+    gathered when it is computed, and all outside of the lists is another. free: whether a unit is freed again once it is
+    computed.""" # A block hands on what it was given, for skip connections, which is safe: nothing is changed in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world(),))
     for block in [*_blocks(module), module]:
@@ -178,7 +178,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def accumulating(objective: nn.Module, last: bool) -> Any:
-    """The context of a part of a batch: ranks exchange gradients after the last part alone."""
+    """The context in which a part of a batch is computed: only in the `last` one do ranks exchange gradients."""
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(last)
     return objective.no_sync() if isinstance(objective, DistributedDataParallel) and not last else nullcontext()
@@ -186,7 +186,7 @@ def accumulating(objective: nn.Module, last: bool) -> Any:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank has all of a model that was sharded with free=False, and may compute it alone."""
+    """A context in which every rank has all parameters of a model that was sharded with free=False, and may compute it alone."""
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in shards:
         module.unshard()
@@ -196,7 +196,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def full_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is sharded made whole, on every rank that asks for it at the same time, and put on the CPU by the first alone."""
+    """The tensors by the same names, with those that are sharded gathered: on rank 0, on its CPU where they were sharded; empty
+    on the others. Every rank must call it."""
     made = {}
     for name, value in tensors.items():
         full = value.full_tensor() if isinstance(value, DTensor) else value

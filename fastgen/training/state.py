@@ -1,4 +1,4 @@
-"""A run's folder as training begins it and goes on from it: everything that a checkpoint holds, to and from files."""
+"""The state of training in a run's folder: begun, saved in checkpoints, restored from the last one."""
 
 import shutil
 from collections import defaultdict
