@@ -20,6 +20,8 @@ Presets: {", ".join(PRESETS)}. `fastgen train PRESET --help` has its options."""
 
 @dataclass(frozen=True)
 class RunOptions:
+    """The options that say which run it is and where its settings come from."""
+
     out: Path
     """The run's folder."""
     config: Path | None = None
@@ -39,6 +41,8 @@ class TrainOptions(RunOptions):
 
 
 def main(arguments: list[str]) -> None:
+    """Trains a preset, or prints the usage. arguments: those after `fastgen train`. Raises ValueError for a preset, a file or a
+    setting that is not known, and as `fastgen.training.train.train` does."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return

@@ -1,4 +1,8 @@
-"""Configurations of training runs: frozen dataclasses, free of torch, so that the command line answers at once."""
+"""Configurations of training runs: frozen dataclasses, free of torch, so that the command line answers at once.
+
+Each raises ValueError, naming the setting, for a value out of range, and TrainConfig for settings that exclude each other. The
+docstrings of classes and fields are the command line's help.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -11,6 +15,8 @@ from fastgen.errors import expect
 
 @dataclass(frozen=True)
 class DataConfig:
+    """What is trained on."""
+
     source: str = ""
     """"mnist", "digits", a folder of images or one that save_to_disk of Hugging Face's datasets wrote, a .npy or .npz file, or a
     table, "wine" or "breast_cancer"."""
@@ -37,6 +43,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
+    """The UNet."""
+
     channels: int = 128
     """Width of the first level."""
     multipliers: tuple[int, ...] = (1, 2, 2)
@@ -64,6 +72,8 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
+    """The MLP VAE."""
+
     latent_dim: int = 16
     """Length of the latent vector."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
@@ -77,6 +87,8 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class ConvVAEConfig(VAEConfig):
+    """The convolutional VAE."""
+
     channels: int = 32
     """Width of the first level."""
     multipliers: tuple[int, ...] = (1, 2, 2)
@@ -99,6 +111,8 @@ class DiffusersConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
+    """The diffusion process, and how the loss is made of it."""
+
     schedule: Literal[
         "linear", "linear_zero_snr", "cosine", "cosine_zero_snr", "sigmoid", "rectified_flow", "edm", "diffusers"
     ] = "rectified_flow"
@@ -123,6 +137,8 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """All of a training run."""
+
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig | VAEConfig | ConvVAEConfig | DiffusersConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig | None = field(default_factory=DiffusionConfig)

@@ -1,4 +1,4 @@
-"""Looking at a model on the way: a picture of samples, and its loss on data held out from training."""
+"""Looking at a model while it is trained: a picture of samples, and its loss on held-out data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from fastgen.models import VariationalAutoencoder
 from fastgen.pixels import signed_to_uint8, uint8_to_signed, unit_to_uint8
 from fastgen.runs.run import Run, make_diffusion
 
-ROWS = 8
+COLUMNS = 8
 GUIDANCE = 1.25
-ROWS_OF_A_TABLE = 500
+TABLE_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,22 @@ class Preview:
     def _images(self) -> Tensor:
         """Four rows of images, held out from training where some are."""
         unseen = self.data if self.held_out is None else self.held_out
-        return next(unseen.batches(4 * ROWS, device=self.device, workers=0))[0]
+        return next(unseen.batches(4 * COLUMNS, device=self.device, workers=0))[0]
 
 
 def save_samples(path: Path, run: Run) -> None:
-    """A grid of samples, the same noise every time: a column a class where there are at most 16, else 8 by 8."""
-    columns = run.num_classes if run.num_classes is not None and run.num_classes <= 16 else ROWS
-    images, _ = run.sample(ROWS * columns, batch_size=ROWS * columns, guidance=1.0 if null_label(run.model) is None else GUIDANCE)
+    """A picture of samples, of the same noise every time: a column for each class where there are at most 16, else 8 by 8."""
+    columns = run.num_classes if run.num_classes is not None and run.num_classes <= 16 else COLUMNS
+    n, guidance = COLUMNS * columns, 1.0 if null_label(run.model) is None else GUIDANCE
+    images, _ = run.sample(n, batch_size=n, guidance=guidance)
     save_grid(path, images, columns)
 
 
 def save_values_drawn(path: Path, run: Run, data: SampleDataset) -> None:
-    """A picture of 500 rows or 6 signals of the training split, or all, and of as many drawn ones with the same labels, of the
-    same noise every time; data: as the network sees them."""
+    """A picture of 500 rows of a table or 6 signals of the training split, or all where there are fewer, and of as many samples
+    with the same labels, of the same noise every time. data: as the network sees them."""
     assert run.values is not None
-    n = min(len(data), ROWS_OF_A_TABLE if len(run.shape) == 1 else SIGNALS)
+    n = min(len(data), TABLE_ROWS if len(run.shape) == 1 else SIGNALS)
     real, labels = next(data.batches(n, device=run.device, workers=0))
     drawn, _ = run.sample(n, label=None if labels is None else labels.tolist(), batch_size=n)
     plot_values(path, real.cpu(), run.values.to_network(drawn), None if labels is None else labels.cpu())
@@ -88,28 +89,33 @@ def save_values_drawn(path: Path, run: Run, data: SampleDataset) -> None:
 
 @torch.no_grad()
 def save_conditioned(path: Path, run: Run, images: Tensor) -> None:
-    """What a model with a condition sees of images in rows of eight, each row above what the model makes of it; images: uint8
-    (N, C, H, W), N a multiple of 8."""
+    """A picture of the condition that the model is given of each image, in rows of eight, each above a row of the samples that it
+    draws under it. images: uint8 (N, C, H, W), N a multiple of 8."""
     assert run.condition is not None
     key = noise_key(0, noise_streams.CONDITION, 0, len(images), images.device)
     seen = run.condition(uint8_to_signed(images), key)
     with run.autocast():
         made = signed_to_uint8(generate(run.denoiser(beside=seen), run.shape, key, Sampling()))
-    rows = torch.stack([signed_to_uint8(seen[:, : run.shape[0]]).unflatten(0, (-1, ROWS)), made.unflatten(0, (-1, ROWS))], dim=1)
-    save_grid(path, rows.flatten(0, 2), columns=ROWS)
+    save_pairs_of_rows(path, signed_to_uint8(seen[:, : run.shape[0]]), made)
 
 
 @torch.no_grad()
 def save_reconstructions(path: Path, vae: VariationalAutoencoder, images: Tensor) -> None:
-    """Images in rows of eight, each row above what the VAE makes of it; images: uint8 (N, C, H, W), N a multiple of 8."""
+    """A picture of images in rows of eight, each above a row of their reconstructions by the VAE. images: uint8 (N, C, H, W), N a
+    multiple of 8."""
     decoded = unit_to_uint8(vae.decode(vae.encode(images)[0])).view_as(images)
-    rows = torch.stack([images.unflatten(0, (-1, ROWS)), decoded.unflatten(0, (-1, ROWS))], dim=1)
-    save_grid(path, rows.flatten(0, 2), columns=ROWS)
+    save_pairs_of_rows(path, images, decoded)
+
+
+def save_pairs_of_rows(path: Path, upper: Tensor, lower: Tensor) -> None:
+    """A grid of rows of eight, each of `upper` above its counterpart of `lower`: uint8 (N, C, H, W), N a multiple of 8."""
+    rows = torch.stack([images.unflatten(0, (-1, COLUMNS)) for images in (upper, lower)], dim=1)
+    save_grid(path, rows.flatten(0, 2), columns=COLUMNS)
 
 
 @torch.no_grad()
 def held_out_loss(objective: nn.Module, data: SampleDataset, device: torch.device, seed: int, most: int = 2_000) -> float:
-    """The mean loss in fp32 over the held-out images, the first `most` of them, with the same noise every time."""
+    """The mean loss over the held-out images, in fp32, with the same noise every time. most: how many images are used."""
     n, size = min(len(data), most), 250
     batches = data.batches(size, device=device, workers=0)
     total = 0.0

@@ -24,11 +24,11 @@ class Progress:
     """
 
     def __init__(self, out: Path, step: int, config: TrainConfig):
-        first = rank() == 0
+        writes = rank() == 0
         self._out = out
-        self._log = MetricsLog(out / "metrics.jsonl", step) if first else None
-        self._writer = open_writer(config, out, step) if first else None
-        self.bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if first else True)
+        self._log = MetricsLog(out / "metrics.jsonl", step) if writes else None
+        self._writer = open_writer(config, out, step) if writes else None
+        self.bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if writes else True)
         self.coming: tuple[Reading, int, dict[str, Any]] | None = None
         self._since = time.monotonic()
 

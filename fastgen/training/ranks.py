@@ -22,7 +22,7 @@ from fastgen.errors import expect
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=1)  # the others wait while the first rank draws samples and writes
+TIMEOUT = timedelta(hours=1)  # the other ranks wait while the first one draws samples and writes
 MARK = ".torchrun"  # the file in a run's folder that names the torchrun which began it
 
 
@@ -49,7 +49,7 @@ def joined() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield
     except BaseException as error:
@@ -130,7 +130,7 @@ def restarted(out: Path) -> bool:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
     begun = (out / MARK).exists() and (out / MARK).read_text() == _job() and any((out / "checkpoints").glob("[0-9]*"))
-    # How often is counted for each machine, and the first rank's name is the one in the mark.
+    # Each machine counts its own restarts, and only the first rank can tell whether the mark is of this torchrun.
     known = torch.tensor([int(os.environ["TORCHELASTIC_RESTART_COUNT"]), rank() == 0 and begun])
     if world() > 1:
         dist.all_reduce(known, dist.ReduceOp.MAX)
