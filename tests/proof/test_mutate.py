@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import proof.mutate as tool
 from proof.mutations import mutants
 
 ROOT = Path(__file__).parents[2]
@@ -355,3 +356,19 @@ def test_mutants_are_what_the_interpreter_runs(package):
     assert process.stderr == ""
     seen = (root / "seen").read_text().split()
     assert set(seen) == {"5.00", "1.00", "5.02"}
+
+
+def test_justified_mutants_exist():
+    """Code that moves or changes takes its justifications along."""
+    package, folder = ROOT / "kernels" / "fastgen_kernels", ROOT / tool.EQUIVALENTS
+    for justified in folder.rglob("*.txt"):
+        kernels = package / justified.relative_to(folder).with_suffix(".py")
+        names = {mutant.name for mutant in mutants(kernels.read_text())}
+        assert not set(tool.read_equivalents(justified)) - names, justified.name
+
+
+def test_files_that_ops_share_have_tests():
+    for name in tool.SHARED_BY:
+        file = ROOT / "kernels" / "fastgen_kernels" / f"{name}_triton.py"
+        assert file.is_file()
+        assert len(tool.find_tests(file, ROOT)) >= len(tool.SHARED_BY[name])
