@@ -1,6 +1,6 @@
 """`python -m fastgen` is `fastgen`."""
 
-from fastgen.cli.main import main
+from fastgen.cli import main
 
 if __name__ == "__main__":
     main()

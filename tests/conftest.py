@@ -78,7 +78,7 @@ def _kernels(request):
 @pytest.fixture
 def refused(capsys):
     """refused("train", "mnst"): what the command line says on stderr, in few lines, before it exits with 2."""
-    from fastgen.cli.main import main
+    from fastgen.cli import main
 
     def refused(*arguments):
         capsys.readouterr()
@@ -96,7 +96,7 @@ def refused(capsys):
 @pytest.fixture
 def done(capsys):
     """done("sample", run): the lines on stdout of a command that succeeds."""
-    from fastgen.cli.main import main
+    from fastgen.cli import main
 
     def done(*arguments):
         capsys.readouterr()

@@ -71,7 +71,7 @@ def test_help_loads_nothing_that_takes_long(arguments):
         "import atexit, sys; before = set(sys.modules)\n"
         "def show(): print(*{m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))\n"
         "atexit.register(show)\n"
-        f"from fastgen.cli.main import main; main({arguments})"
+        f"from fastgen.cli import main; main({arguments})"
     )
     *said, loaded = out.splitlines()
     assert len("".join(said)) > 10

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen.cli.main import COMMANDS
+from fastgen.cli import COMMANDS
 from fastgen.config.presets import PRESETS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

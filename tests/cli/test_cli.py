@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import fastgen
-from fastgen.cli.main import COMMANDS, main
+from fastgen.cli import COMMANDS, main
 from fastgen.config.files import load_yaml, save_yaml
 from fastgen.config.presets import PRESETS
 from tests.helpers import tiny_runs

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgen.cli.main import main
+from fastgen.cli import main
 from fastgen.data import NoTestSplit, open_dataset
 from fastgen.data.hugging_face import is_hugging_face, is_saved
 

@@ -10,7 +10,7 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 
 import fastgen  # noqa: E402
-from fastgen.cli.main import main  # noqa: E402
+from fastgen.cli import main  # noqa: E402
 from fastgen.config.files import from_dict, load_yaml, save_yaml, to_dict  # noqa: E402
 from fastgen.config.schema import DiffusersConfig, DiffusionConfig, UNetConfig, VAEConfig  # noqa: E402
 from fastgen.data import open_dataset  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastgen import UNet, load
-from fastgen.cli.main import main
+from fastgen.cli import main
 from fastgen.config.files import load_yaml
 from fastgen.config.schema import ConvVAEConfig
 from fastgen.device import cast

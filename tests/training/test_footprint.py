@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastgen import UNet
-from fastgen.cli.main import main
+from fastgen.cli import main
 from fastgen.config.schema import DiffusersConfig, DiffusionConfig, UNetConfig
 from fastgen.device import autocast, cast
 from fastgen.functional import noise_key

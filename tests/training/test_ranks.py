@@ -210,7 +210,7 @@ def test_a_signal_stops_all_at_the_same_step(how, to_one, tmp_path):
 def test_a_rank_that_fails_ends_all_with_its_error(tmp_path):
     (tmp_path / "failing.py").write_text(
         "import sys, fastgen.training.train\n"
-        "from fastgen.cli.main import main\n"
+        "from fastgen.cli import main\n"
         "from fastgen.training.ranks import rank\n"
         "def train_step(*arguments, take=fastgen.training.train.train_step, calls=[], **settings):\n"
         "    calls.append(1)\n"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from fastgen import UNet, load, noise_streams
-from fastgen.cli.main import main
+from fastgen.cli import main
 from fastgen.config.files import save_yaml
 from fastgen.config.schema import DataConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.diffusion.objective import DiffusionObjective

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastgen.cli.main import main
+from fastgen.cli import main
 from fastgen.errors import expect_package
 from fastgen.training.metrics_log import read_metrics
 from fastgen.training.progress import Progress
