@@ -217,7 +217,7 @@ def test_an_npz_is_read_again_and_an_npy_has_the_numbers_alone(done, tmp_path):
         ("sample wine --label 3", "label: expected a class from 0 to 2, got 3"),
         (
             "inpaint wine image.png image.png",
-            "run: expected one of images, got one of values, 'wine', which can be drawn from alone",
+            "run: expected one of images, got one of values, 'wine', which `sample` alone takes",
         ),
         ("edit wine image.png", "run: expected one of images, got one of values"),
         ("interpolate waves image.png image.png", "run: expected one of images, got one of values"),
