@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="F", help="write every mutant and its outcome")
     parser.add_argument("--list", action="store_true", help="print the mutants and run none")
     parser.add_argument("--only", type=int, metavar="N", help="run mutant N of the list and show what its tests print")
+    parser.add_argument("--sample", type=int, metavar="N", help="run N mutants, drawn at random, the same ones each time")
     options = parser.parse_args(arguments)
     # Before torch and triton are imported: the interpreter, on a machine with a GPU too.
     os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -50,6 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
         file, root = find(options.file)
         source = file.read_text()
         found = dict(enumerate(mutants(source), 1))
+        total = len(found)
+        if options.sample is not None:
+            if options.sample < 1:
+                raise ValueError(f"--sample must be at least 1, got {options.sample}")
+            drawn = random.Random(0).sample([*found], min(options.sample, total))
+            found = {number: found[number] for number in sorted(drawn)}
         if options.list:
             print("\n".join(f"{number:4} {title(file, mutant)}" for number, mutant in found.items()))
             return 0
@@ -70,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         rows = [{"mutant": title(file, found[number]), "outcome": outcomes[number]} for number in found]
         options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    return report(file, found, outcomes, justified, stale=options.only is None)
+    return report(file, found, outcomes, justified, stale=len(found) == total)
 
 
 def find(typed: str) -> tuple[Path, Path]:

@@ -22,7 +22,7 @@ import torch
 
 from proof.cases import CASES, Case, Outputs, small
 from proof.counters import Traffic, of_kernels, of_operations, sampled
-from proof.interpreter import recorded
+from proof.interpreter import quicken, recorded
 from proof.record import write_json
 
 PROGRAMS = 16
@@ -110,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quicken()
     main()

@@ -5,6 +5,7 @@ import torch
 
 from fastgen_kernels.adamw_ema import Profile, adamw_ema_, decay_at
 from tests.helpers.adamw_problems import BF16, FP16, FP64, exact, problem, stepped
+from tests.helpers.paths import by_reference
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -82,6 +83,7 @@ def test_decay(profile, decays):
     torch.testing.assert_close(decay_at(n, profile), torch.tensor(decays, dtype=torch.float64))
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("change", "message"),
     [

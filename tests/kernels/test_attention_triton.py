@@ -44,6 +44,7 @@ from proof.laboratory.far import lazy
 from proof.laboratory.soundness import assert_sound
 from proof.laboratory.strategies import examples, given, gradient_layouts, st
 from proof.laboratory.tensors import random, upstream
+from tests.helpers.all_pairs import all_pairs
 
 pytestmark = pytest.mark.kernels
 
@@ -409,9 +410,13 @@ def stack(shape, dtype=torch.float32, layout="contiguous"):
     return random(shape, dtype, layout, seed=5).requires_grad_()
 
 
-@pytest.mark.parametrize("order", ["qkv_major", "head_major"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-@pytest.mark.parametrize("spatial", [(17,), (3, 6), (2, 3, 4)])
+@pytest.mark.parametrize(
+    ("algorithm", "spatial", "layout", "order"),
+    all_pairs(
+        ALGORITHMS, [(17,), (3, 6), (2, 3, 4)], ["contiguous", "channels_last", "permuted"], ["qkv_major", "head_major"]
+    ),
+    indirect=["algorithm"],
+)
 def test_qkv(algorithm, spatial, layout, order):
     op, peer = (partial(f, num_heads=2, order=order) for f in (attention_qkv, attention_qkv_reference))
     assert_as_accurate(op, peer, stack((2, 96, *spatial), layout=layout))
@@ -437,7 +442,9 @@ def test_qkv_in_its_memory_format(algorithm, layout):
 
 
 @interpreter_only
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("algorithm", "layout"), [("short", "contiguous"), ("tiled", "channels_last")], indirect=["algorithm"]
+)
 def test_qkv_sound(algorithm, layout):
     assert_sound(partial(attention_qkv, num_heads=2), stack((2, 96, 5, 4), layout=layout))
 

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -11,6 +7,7 @@ from fastgen_kernels.autotune import fastest
 from proof.interpreter import recorded
 from proof.laboratory.device import interpreter_only
 from proof.laboratory.tensors import random
+from tests.helpers.environments import printed_under
 
 
 @pytest.fixture
@@ -62,12 +59,5 @@ def test_group_norm_gives_the_same_whatever_is_the_fastest(searching, monkeypatc
 
 def test_the_switch():
     code = "from fastgen_kernels import autotune; print(autotune._searching)"
-    for value, expected in (("1", "True"), ("0", "False")):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | {"FASTGEN_AUTOTUNE": value}, capture_output=True, text=True
-        )
-        assert done.stdout.strip() == expected
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"FASTGEN_AUTOTUNE": "yes"}, capture_output=True, text=True
-    )
-    assert "FASTGEN_AUTOTUNE: expected 0 or 1, got 'yes'" in done.stderr
+    lines = printed_under([{"FASTGEN_AUTOTUNE": value} for value in ("1", "0", "yes")], code)
+    assert lines == ["True", "False", "ValueError: FASTGEN_AUTOTUNE: expected 0 or 1, got 'yes'"]

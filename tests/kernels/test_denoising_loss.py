@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fastgen.functional import denoising_loss, diffusion_loss, noise_key, q_sample
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -23,9 +24,13 @@ def assert_same(ours, expected, path):
     torch.testing.assert_close(ours, expected, **exactly)
 
 
-@pytest.mark.parametrize(("target", "kind"), list(zip(TARGETS, KINDS, strict=True)))
-@pytest.mark.parametrize("x0_dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("pred_dtype", [torch.bfloat16, torch.float16, torch.float32])
+@in_pairs(
+    "target, kind, x0_dtype, pred_dtype",
+    TARGETS,
+    KINDS,
+    [torch.uint8, torch.bfloat16, torch.float32, torch.float64],
+    [torch.bfloat16, torch.float16, torch.float32],
+)
 def test_is_diffusion_loss_of_the_target_of_q_sample(x0_dtype, pred_dtype, target, kind, path):
     pred, x0, alpha, sigma, key, weight = arguments((3, 2, 5, 3), x0_dtype, pred_dtype)
     ours = denoising_loss(pred, x0, alpha, sigma, key, weight, target=target, kind=kind)
@@ -65,6 +70,7 @@ def test_channels_last(layout):
     torch.testing.assert_close(denoising_loss(pred, x0, alpha, sigma, key, weight, target="v"), expected)
 
 
+@by_reference
 @pytest.mark.parametrize("target", TARGETS)
 def test_gradcheck(target):
     pred, x0, alpha, sigma, key, weight = arguments((2, 3, 2))
@@ -79,6 +85,7 @@ def test_autocast_has_no_effect():
         assert denoising_loss(*args).equal(expected)
 
 
+@by_reference
 def test_compiles():
     args = arguments((3, 2, 5, 3), torch.uint8, torch.bfloat16)
     compiled = torch.compile(denoising_loss, fullgraph=True, backend="aot_eager")
@@ -90,6 +97,7 @@ def test_compiles():
 PRED, X0, ALPHA, SIGMA, KEY, WEIGHT = arguments((2, 3))
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from fastgen.functional import diffusion_loss
+from proof.laboratory.tensors import FLOATS
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -34,9 +36,7 @@ def arguments(shape, dtype=torch.float32, layout="contiguous"):
     return pred.requires_grad_(), target, torch.rand(shape[0]) + 0.5
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
+@in_pairs("shape, dtype, kind", SHAPES, FLOATS, KINDS)
 def test_formula(shape, dtype, kind):
     for weighted in (False, True):
         pred, target, weight = arguments(shape, dtype)
@@ -49,8 +49,7 @@ def test_formula(shape, dtype, kind):
         torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layouts", [("channels_last", "contiguous"), ("permuted", "every second")])
+@in_pairs("layouts, kind", [("channels_last", "contiguous"), ("permuted", "every second")], KINDS)
 def test_layouts(layouts, kind):
     pred, target, weight = arguments((2, 3, 7, 5))
     mixed = LAYOUTS[layouts[0]](pred), LAYOUTS[layouts[1]](target)
@@ -71,6 +70,7 @@ def test_empty_batch():
     assert pred.grad.shape == pred.shape
 
 
+@by_reference
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradcheck(kind):
     pred, target, weight = (x.detach().double().requires_grad_() for x in arguments((2, 3, 2)))
@@ -85,19 +85,18 @@ def test_no_difference(kind):
     assert not torch.autograd.grad(loss.sum(), pred)[0].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_autocast_has_no_effect(kind):
+def test_autocast_has_no_effect():
     pred, target, weight = arguments((4, 3, 5))
-    expected = diffusion_loss(pred, target, weight, kind=kind)
+    expected = diffusion_loss(pred, target, weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert diffusion_loss(pred, target, weight, kind=kind).equal(expected)
+        assert diffusion_loss(pred, target, weight).equal(expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiles(kind):
+@by_reference
+def test_compiles():
     pred, target, weight = arguments((4, 3, 5))
     results = [
-        f(pred, target, weight, kind=kind)
+        f(pred, target, weight, kind="huber")
         for f in (torch.compile(diffusion_loss, fullgraph=True, backend="aot_eager"), diffusion_loss)
     ]
     torch.testing.assert_close(*results)
@@ -107,6 +106,7 @@ def test_compiles(kind):
 X, ONE = torch.ones(2, 3), torch.ones(2)
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

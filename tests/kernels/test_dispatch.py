@@ -1,8 +1,3 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,34 +5,24 @@ import fastgen
 from fastgen.functional import philox_normal, reparameterize_kl
 from fastgen_kernels import dispatch
 from fastgen_kernels.dispatch import obstacle, use_triton
+from tests.helpers.environments import printed_under
 
 CPU = torch.zeros(1)
 
 
-def in_a_process(code, **environment):
-    """What code prints, in a process with these settings alone."""
-    kernels = Path(__file__).parents[2] / "kernels"
-    clean = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "FASTGEN_KERNELS")}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment, cwd=kernels)
-    return run.stdout.strip() or run.stderr.strip().splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
+def test_environment():
+    code = (
+        "import torch; from fastgen_kernels.dispatch import *; x = torch.zeros(1);"
+        "print(use_triton(x), obstacle(x.device), switched_off())"
+    )
+    expected = [
         ({}, "False the device is a CPU False"),
         ({"TRITON_INTERPRET": "1"}, "True None False"),
         ({"FASTGEN_KERNELS": "on", "TRITON_INTERPRET": "1"}, "True None False"),
         ({"FASTGEN_KERNELS": "off", "TRITON_INTERPRET": "1"}, "False None True"),
         ({"FASTGEN_KERNELS": "0"}, "ValueError: FASTGEN_KERNELS: expected on or off, got '0'"),
-    ],
-)
-def test_environment(environment, expected):
-    code = (
-        "import torch; from fastgen_kernels.dispatch import *; x = torch.zeros(1);"
-        "print(use_triton(x), obstacle(x.device), switched_off())"
-    )
-    assert in_a_process(code, **environment) == expected
+    ]
+    assert printed_under([environment for environment, _ in expected], code) == [line for _, line in expected]
 
 
 @pytest.mark.kernels

@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from fastgen.functional import geglu
+from proof.laboratory.tensors import FLOATS
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -34,8 +36,7 @@ def gradient(f, x):
     return y, torch.autograd.grad(y, x, upstream.to(y.dtype))[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
+@in_pairs("shape, dtype", SHAPES, FLOATS)
 def test_formula(shape, dtype):
     x = draw(shape, dtype)
     (y, grad), (expected, expected_grad) = gradient(geglu, x), gradient(exact, x)
@@ -67,6 +68,7 @@ def test_expanded_gradient():
     torch.testing.assert_close(*(torch.autograd.grad(f(x).sum(), x)[0] for f in (geglu, exact)))
 
 
+@by_reference
 def test_gradcheck():
     assert torch.autograd.gradcheck(geglu, draw((2, 3, 10), torch.float64), fast_mode=True)
 
@@ -88,6 +90,7 @@ def test_autocast_has_no_effect(dtype):
     assert y.equal(geglu(x))
 
 
+@by_reference
 def test_compiles():
     x = draw((2, 3, 10))
     compiled = torch.compile(geglu, fullgraph=True, backend="aot_eager")
@@ -95,6 +98,7 @@ def test_compiles():
         torch.testing.assert_close(ours, eager)
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

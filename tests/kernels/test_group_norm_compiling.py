@@ -36,9 +36,8 @@ def test_differentiates(monkeypatch, algorithm, layout):
     assert_differentiates(partial(op, groups=2), *inputs((2, 4, 3), layout=layout))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compiles_exports_and_checkpoints(layout):
-    given = inputs((5, 4, 3, 2), layout=layout)
+def test_compiles_exports_and_checkpoints():
+    given = inputs((5, 4, 3, 2), layout="channels_last")
     for check in (assert_compiles, assert_exports, assert_checkpoints, assert_ignores_autocast):
         check(op, *given, 1)
 

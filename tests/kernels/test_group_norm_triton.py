@@ -49,17 +49,16 @@ def test_a_channel_a_group(algorithm):
     assert_as_accurate(op, reference, *inputs((2, 6, 3, 3), options=options), 6)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
-    ("algorithm", "options", "activation"),
+    ("algorithm", "layout", "options", "activation"),
     [
-        ("held", (), "silu"),
-        ("split", ("weight", "bias"), None),
-        ("streamed", ("weight",), "silu"),
-        ("held", ("bias", "residual"), None),
-        ("split", ("scale",), "silu"),
-        ("streamed", ("bias", "shift"), None),
-        ("held", ("pre_bias",), "silu"),
+        ("held", "contiguous", (), "silu"),
+        ("split", "channels_last", ("weight", "bias"), None),
+        ("streamed", "contiguous", ("weight",), "silu"),
+        ("held", "channels_last", ("bias", "residual"), None),
+        ("split", "contiguous", ("scale",), "silu"),
+        ("streamed", "channels_last", ("bias", "shift"), None),
+        ("held", "channels_last", ("pre_bias",), "silu"),
     ],
 )
 def test_options(monkeypatch, algorithm, options, activation, layout):

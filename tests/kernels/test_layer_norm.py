@@ -5,6 +5,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 from fastgen import functional
 from fastgen.functional import add_layer_norm
+from proof.laboratory.tensors import FLOATS
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -68,8 +70,7 @@ def gradients(f, x, options, **kwargs):
     return y, torch.autograd.grad(y, [x, *options.values()], upstream.to(y.device, x.dtype).to(y.dtype))
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids="+".join)
-@pytest.mark.parametrize("shape", SHAPES)
+@in_pairs("shape, choice", SHAPES, CHOICES)
 def test_formula(shape, choice):
     x, options = arguments(shape, choice)
     y, grads = gradients(layer_norm, x, options)
@@ -79,8 +80,7 @@ def test_formula(shape, choice):
         torch.testing.assert_close(ours, grad, rtol=1e-5, atol=2e-5, msg=lambda m, name=name: f"d{name}: {m}")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@in_pairs("layout, dtype", [*LAYOUTS], FLOATS)
 def test_layouts_and_dtypes(dtype, layout, path):
     for choice in (("weight", "bias"), OPTIONS):
         x, options = arguments((2, 3, 40), choice, dtype, layout)
@@ -138,6 +138,7 @@ def test_residual_in_another_dtype():
     assert torch.autograd.grad(y.sum(), residual)[0].dtype == torch.float32
 
 
+@by_reference
 def test_gradcheck():
     x, options = arguments((2, 3, 5), OPTIONS, torch.float64)
     assert torch.autograd.gradcheck(lambda x, w, b, r: layer_norm(x, w, b, residual=r), (x, *options.values()), fast_mode=True)
@@ -231,6 +232,7 @@ def test_op_info(noncontiguous):
             torch.testing.assert_close(*grads)
 
 
+@by_reference
 def test_compiles():
     x, options = arguments((2, 3, 16), OPTIONS, layout="half")
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
@@ -239,6 +241,7 @@ def test_compiles():
         torch.testing.assert_close(ours, eager)
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

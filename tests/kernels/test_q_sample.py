@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from fastgen.functional import noise_key, philox_normal, q_sample
+from proof.laboratory.tensors import FLOATS
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -31,8 +33,7 @@ def arguments(shape, dtype=torch.float32, layout="contiguous"):
     return LAYOUTS[layout](x0), torch.rand(shape[0]), torch.rand(shape[0])
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("shape", SHAPES)
+@in_pairs("shape, target", SHAPES, TARGETS)
 def test_formula(shape, target):
     x0, alpha, sigma = arguments(shape)
     noise = torch.randn(shape)
@@ -42,9 +43,7 @@ def test_formula(shape, target):
     assert q_sample(x0, alpha, sigma, noise=noise, target=None).equal(x_t)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("x0_dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@in_pairs("x0_dtype, dtype, target", [torch.uint8, *FLOATS], [None, *FLOATS], TARGETS)
 def test_dtypes(x0_dtype, dtype, target):
     x0, alpha, sigma = arguments((4, 3, 5), x0_dtype)
     noise = torch.randn(4, 3, 5)
@@ -70,9 +69,7 @@ def test_uint8_ends():
     assert x_t.tolist() == [[-1, 1]]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 3, 7, 5), (2, 3, 5), (2, 3, 2, 3, 5)])
+@in_pairs("shape, layout, target", [(2, 3, 7, 5), (2, 3, 5), (2, 3, 2, 3, 5)], [*LAYOUTS], TARGETS)
 def test_layouts(shape, layout, target):
     x0, alpha, sigma = arguments(shape, layout=layout)
     key = noise_key(3, samples=2)
@@ -101,6 +98,7 @@ def test_no_key_draws_from_the_torch_generator():
     assert not draws[0].equal(draws[2])
 
 
+@by_reference
 @pytest.mark.parametrize("target", TARGETS)
 def test_gradients(target):
     x0, alpha, sigma = (x.double().requires_grad_() for x in arguments((2, 3, 2)))
@@ -118,6 +116,7 @@ def test_autocast_has_no_effect():
     assert all(a.equal(b) for a, b in zip(ours, expected, strict=True))
 
 
+@by_reference
 def test_compiles():
     x0, alpha, sigma = arguments((4, 3, 5, 5), torch.uint8, "channels_last")
     compiled = torch.compile(q_sample, fullgraph=True, backend="aot_eager")
@@ -132,6 +131,7 @@ def test_compiles():
 X, ONE = torch.ones(2, 3), torch.ones(2)
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

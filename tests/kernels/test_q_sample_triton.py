@@ -285,13 +285,12 @@ def test_coefficients_that_need_a_gradient_take_the_reference():
 
 
 def test_registered():
-    for shape, layout in [((5, 6), "contiguous"), ((3, 4, 3, 5), "channels_last")]:
-        for draw, target in ((True, "v"), (False, None)):
-            x0, alpha, sigma, noise = inputs(shape, layout=layout, draw=draw)
-            given = (None, noise) if draw else (noise, None)
-            assert_registered(_q_sample, (x0, alpha, sigma, *given, target, torch.bfloat16))
-            grad, floats = x0.detach(), (torch.float32, None if draw else torch.float16)
-            assert_registered(_q_sample_backward, (grad, grad.clone() if draw else None, alpha, sigma, target, *floats))
+    for shape, layout, draw, target in [((5, 6), "contiguous", False, None), ((3, 4, 3, 5), "channels_last", True, "v")]:
+        x0, alpha, sigma, noise = inputs(shape, layout=layout, draw=draw)
+        given = (None, noise) if draw else (noise, None)
+        assert_registered(_q_sample, (x0, alpha, sigma, *given, target, torch.bfloat16))
+        grad, floats = x0.detach(), (torch.float32, None if draw else torch.float16)
+        assert_registered(_q_sample_backward, (grad, grad.clone() if draw else None, alpha, sigma, target, *floats))
 
 
 @pytest.mark.parametrize(("layout", "targets"), [("contiguous", ("eps", "v")), ("channels_last", ("x0", "flow"))])
@@ -300,13 +299,12 @@ def test_differentiates(layout, targets):
         assert_differentiates(partial(op, target=target), *inputs((3, 4, 2, 3), layout=layout, draw=target == "v"))
 
 
-@pytest.mark.parametrize(("layout", "target"), [("contiguous", None), ("channels_last", "v")])
-def test_compiles_exports_and_checkpoints(layout, target):
-    given = inputs((6, 4, 3, 5), layout=layout, draw=target is None)
-    assert_compiles(partial(op, target=target), *given)
-    assert_exports(partial(op, target=target), *given)
-    assert_checkpoints(partial(op, target=target), *given)
-    assert_ignores_autocast(partial(op, target=target), *given)
+def test_compiles_exports_and_checkpoints():
+    given = *inputs((6, 4, 3, 5), layout="channels_last"), "v"
+    assert_compiles(op, *given)
+    assert_exports(op, *given)
+    assert_checkpoints(op, *given)
+    assert_ignores_autocast(op, *given)
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from fastgen.functional import noise_key, philox_normal, reparameterize_kl
+from proof.laboratory.tensors import FLOATS
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -30,9 +32,7 @@ def arguments(shape, dtype=torch.float32):
     return mu.requires_grad_(), logvar.requires_grad_(), eps
 
 
-@pytest.mark.parametrize("reduce", ["sample", "none"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
+@in_pairs("shape, dtype, reduce", SHAPES, FLOATS, ["sample", "none"])
 def test_formula(shape, dtype, reduce):
     mu, logvar, eps = arguments(shape, dtype)
     ours = reparameterize_kl(mu, logvar, eps=eps, reduce=reduce)
@@ -56,8 +56,7 @@ def test_kl_near_zero():
     torch.testing.assert_close(kl, exact(torch.zeros(2), logvar, torch.zeros(2), reduce="none")[1].float(), rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(3, 4, 7, 5), (3, 4, 5), (3, 4, 2, 3, 5)])
+@in_pairs("shape, layout", [(3, 4, 7, 5), (3, 4, 5), (3, 4, 2, 3, 5)], [*LAYOUTS])
 def test_halves_of_one_tensor(shape, layout):
     both = LAYOUTS[layout](torch.randn(shape)).requires_grad_()
     mu, logvar = both.chunk(2, 1)
@@ -114,6 +113,7 @@ def test_finite_at_any_logvar():
     assert not logvar.grad.any()
 
 
+@by_reference
 def test_gradcheck():
     inputs = [x.detach().double().requires_grad_() for x in arguments((2, 3, 2))]
     for reduce in ("sample", "none"):
@@ -130,6 +130,7 @@ def test_autocast_has_no_effect(dtype):
     assert all(a.equal(b) and a.dtype == b.dtype for a, b in zip(ours, expected, strict=True))
 
 
+@by_reference
 def test_compiles():
     mu, logvar = torch.randn(3, 4, 5).requires_grad_().chunk(2, 1)
     compiled = torch.compile(reparameterize_kl, fullgraph=True, backend="aot_eager")
@@ -143,6 +144,7 @@ def test_compiles():
 X = torch.ones(2, 3)
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -92,7 +92,7 @@ def test_every_dtype(dtype, draw, reduce):
 @pytest.mark.parametrize("gradients", GRADIENTS)
 def test_any_gradient(gradients):
     for reduce in ("sample", "none"):
-        assert_as_accurate(op, reference, *inputs((3, 8, 7, 5)), CLAMPS[0], reduce, gradients=gradients)
+        assert_as_accurate(op, reference, *inputs((2, 4, 3, 5)), CLAMPS[0], reduce, gradients=gradients)
 
 
 @pytest.mark.kill
@@ -238,30 +238,25 @@ def test_noise_is_that_of_the_key_in_both_directions():
 
 
 def test_registered():
-    for shape, layout in [((5, 6), "contiguous"), ((3, 4, 3, 5), "channels_last")]:
-        for draw, per_element in ((True, False), (False, True)):
-            mu, logvar, noise = inputs(shape, layout=layout, draw=draw)
-            given = (None, noise) if draw else (noise, None)
-            assert_registered(_reparameterize_kl, (mu, logvar, *given, -3.0, 2.0, per_element))
-            upstream = [y.detach() for y in _reparameterize_kl(mu, logvar, *given, -3.0, 2.0, per_element)]
-            data = mu.detach(), logvar.detach()
-            assert_registered(_reparameterize_kl_backward, (*upstream, *data, *given, -3.0, 2.0, per_element))
+    for shape, layout, draw in [((5, 6), "contiguous", False), ((3, 4, 3, 5), "channels_last", True)]:
+        mu, logvar, noise = inputs(shape, layout=layout, draw=draw)
+        given = *((None, noise) if draw else (noise, None)), -3.0, 2.0, not draw
+        assert_registered(_reparameterize_kl, (mu, logvar, *given))
+        upstream = [y.detach() for y in _reparameterize_kl(mu, logvar, *given)]
+        assert_registered(_reparameterize_kl_backward, (*upstream, mu.detach(), logvar.detach(), *given))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_differentiates(layout):
-    for reduce in ("sample", "none"):
-        assert_differentiates(partial(op, reduce=reduce), *inputs((3, 4, 2, 3), layout=layout))
+@pytest.mark.parametrize(("layout", "reduce"), [("contiguous", "none"), ("channels_last", "sample")])
+def test_differentiates(layout, reduce):
+    assert_differentiates(partial(op, reduce=reduce), *inputs((3, 4, 2, 3), layout=layout))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("reduce", ["sample", "none"])
-def test_compiles_exports_and_checkpoints(reduce, layout):
-    given = inputs((6, 4, 3, 5), layout=layout)
-    assert_compiles(partial(op, reduce=reduce), *given)
-    assert_exports(partial(op, reduce=reduce), *given)
-    assert_checkpoints(partial(op, reduce=reduce), *given)
-    assert_ignores_autocast(partial(op, reduce=reduce), *given)
+def test_compiles_exports_and_checkpoints():
+    given = inputs((6, 4, 3, 5), layout="channels_last")
+    assert_compiles(op, *given)
+    assert_exports(op, *given)
+    assert_checkpoints(op, *given)
+    assert_ignores_autocast(op, *given)
 
 
 @pytest.mark.slow

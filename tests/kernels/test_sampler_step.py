@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from fastgen.functional import at, noise_key, philox_normal, sampler_step
+from proof.laboratory.tensors import FLOATS
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -38,8 +40,7 @@ def arguments(shape, dtype=torch.float32):
     return x, x0_hat, previous, noise_key(3, step=4, samples=shape[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
+@in_pairs("shape, dtype", SHAPES, FLOATS)
 def test_formula(shape, dtype):
     x, x0_hat, previous, key = arguments(shape, dtype)
     for options in ({}, {"previous": previous}, {"key": key}, {"previous": previous, "key": key}):
@@ -79,6 +80,7 @@ def test_nothing_is_read_on_the_host():
     assert sampler_step(x, x, row, previous=x, key=at(key, step=step)).shape == (3, 5)
 
 
+@by_reference
 def test_gradcheck():
     x, x0_hat, previous, key = arguments((3, 2))
     inputs = [t.double().requires_grad_() for t in (x, x0_hat, row(), previous)]
@@ -92,6 +94,7 @@ def test_autocast_has_no_effect():
         assert sampler_step(x, x0_hat, row(), previous=previous, key=key).equal(expected)
 
 
+@by_reference
 def test_compiles():
     x, x0_hat, previous, key = arguments((3, 2, 5), torch.bfloat16)
     compiled = torch.compile(sampler_step, fullgraph=True, backend="aot_eager")
@@ -102,6 +105,7 @@ def test_compiles():
 X, ROW = torch.ones(2, 3), torch.ones(4)
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fastgen.functional import timestep_embedding
+from tests.helpers.paths import by_reference
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -43,6 +44,7 @@ def test_gradient():
     assert grad.any()
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from fastgen.functional import q_sample, to_x0
+from proof.laboratory.tensors import FLOATS
+from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -37,9 +39,7 @@ def arguments(shape, dtype=torch.float32):
     return (out, x, torch.randn(shape[0]), torch.randn(shape[0])), uncond
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
+@in_pairs("shape, dtype, guidance", SHAPES, FLOATS, GUIDANCES)
 def test_formula(shape, dtype, guidance):
     args, uncond = arguments(shape, dtype)
     guidance = guidance[: shape[0]].to(uncond.device) if isinstance(guidance, torch.Tensor) else guidance
@@ -88,6 +88,7 @@ def test_nothing_is_read_on_the_host():
     assert to_x0(x, x, each, each, uncond=x, guidance=each).shape == (3, 5)
 
 
+@by_reference
 def test_gradcheck():
     args, uncond = arguments((3, 2, 2))
     inputs = [t.double().requires_grad_() for t in (*args, uncond, torch.rand(3))]
@@ -101,6 +102,7 @@ def test_autocast_has_no_effect():
         assert to_x0(*args, uncond=uncond, guidance=2.0).equal(expected)
 
 
+@by_reference
 def test_compiles():
     args, uncond = arguments((3, 2, 5), torch.bfloat16)
     compiled = torch.compile(to_x0, fullgraph=True, backend="aot_eager")
@@ -112,6 +114,7 @@ def test_compiles():
 X, ONE = torch.ones(2, 3), torch.ones(2)
 
 
+@by_reference
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -285,12 +285,23 @@ def test_list_and_only(package):
     assert f"survived  {number:>4} kernels/sample/x_triton.py:23:12 unseen: return 7 | 7 -> 8" in process.stdout
 
 
+def test_sample(package):
+    """The same mutants each time."""
+    root = package()
+    everything, one, other = (
+        mutate(root, "sample/x_triton.py", "--list", *sample).stdout.splitlines() for sample in ([], *2 * [["--sample", "5"]])
+    )
+    assert one == other == [line for line in everything if line in one] != everything[:5]
+    assert len(one) == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "files", "message"),
     [
         (["sample/y_triton.py"], {}, "file must exist, here or in kernels/, got sample/y_triton.py"),
         (["sample/__init__.py"], {}, "file must be called x_triton.py, got sample/__init__.py"),
         (["sample/x_triton.py", "--only", "2"], {}, "--only must be in 1 to 1, got 2"),
+        (["sample/x_triton.py", "--sample", "0"], {}, "--sample must be at least 1, got 0"),
         (["sample/x_triton.py"], {"source": "1 +"}, "invalid syntax"),
         (
             ["sample/x_triton.py"],
