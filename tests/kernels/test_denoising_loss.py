@@ -88,7 +88,8 @@ def test_autocast_has_no_effect():
 @by_reference
 def test_compiles():
     args = arguments((3, 2, 5, 3), torch.uint8, torch.bfloat16)
-    compiled = torch.compile(denoising_loss, fullgraph=True, backend="aot_eager")
+    # One graph; further down that of the key's integers takes long, and test_philox.py compiles it.
+    compiled = torch.compile(denoising_loss, fullgraph=True, backend="eager")
     results = [f(*args, target="v") for f in (compiled, denoising_loss)]
     torch.testing.assert_close(*results)
     torch.testing.assert_close(*(torch.autograd.grad(x.sum(), args[0])[0] for x in results))
