@@ -52,11 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         file, root = find(options.file)
         source = file.read_text()
         found = dict(enumerate(mutants(source), 1))
-        total = len(found)
         if options.sample is not None:
             if options.sample < 1:
                 raise ValueError(f"--sample must be at least 1, got {options.sample}")
-            drawn = random.Random(0).sample([*found], min(options.sample, total))
+            drawn = random.Random(0).sample([*found], min(options.sample, len(found)))
             found = {number: found[number] for number in sorted(drawn)}
         if options.list:
             print("\n".join(f"{number:4} {title(file, mutant)}" for number, mutant in found.items()))
@@ -78,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         rows = [{"mutant": title(file, found[number]), "outcome": outcomes[number]} for number in found]
         options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    return report(file, found, outcomes, justified, stale=len(found) == total)
+    return report(file, found, outcomes, justified, stale=options.only is None and options.sample is None)
 
 
 def find(typed: str) -> tuple[Path, Path]:
