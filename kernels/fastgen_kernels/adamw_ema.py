@@ -183,23 +183,23 @@ def _check(
     trained, dtype = len(grads), params[0].dtype if params else torch.float32
     if len(averages) > 2 or len(profiles) != len(averages):
         raise ValueError(
-            f"adamw_ema_: averages must be up to two lists, with a profile each, got {len(averages)} and {len(profiles)} profiles"
+            f"averages: expected up to two lists, with a profile each, got {len(averages)} and {len(profiles)} profiles"
         )
     if not len(copies) <= trained <= len(params):
         raise ValueError(
-            f"adamw_ema_: grads and copies must be of the first parameters, got {trained} grads and {len(copies)} copies of "
+            f"grads, copies: expected those of the first parameters, got {trained} grads and {len(copies)} copies of "
             f"{len(params)} params"
         )
     if not trained == len(exp_avgs) == len(exp_avg_sqs) == len(steps) == len(groups):
         raise ValueError(
-            f"adamw_ema_: exp_avgs, exp_avg_sqs, steps and groups must be as many as grads, {trained}, "
+            f"exp_avgs, exp_avg_sqs, steps, groups: expected as many as grads, {trained}, "
             f"got {len(exp_avgs)}, {len(exp_avg_sqs)}, {len(steps)} and {len(groups)}"
         )
     for i, average in enumerate(averages):
         if len(average) != len(params):
-            raise ValueError(f"adamw_ema_: averages[{i}] must be as many as params, {len(params)}, got {len(average)}")
+            raise ValueError(f"averages[{i}]: expected as many as params, {len(params)}, got {len(average)}")
     if len(devices := {p.device for p in params}) > 1:
-        raise ValueError(f"adamw_ema_: params must be on one device, got {', '.join(sorted(map(str, devices)))}")
+        raise ValueError(f"params: expected all on one device, got {', '.join(sorted(map(str, devices)))}")
     numbers, strides = [p.numel() for p in params], [p.stride() for p in params]
     for xs in (params, grads, exp_avgs, exp_avg_sqs, *averages, copies):
         dtypes = FLOATS if xs is grads or xs is copies else (dtype,)
@@ -209,10 +209,10 @@ def _check(
         for x, p in zip(xs, params, strict=False):
             like = (x.shape, x.device) == (p.shape, p.device) and x.dtype in dtypes and (xs is grads or same_layout(x, p))
             if not like:
-                raise ValueError(f"adamw_ema_: what belongs to a parameter must be like it, {_text(p)}, got {_text(x)}")
+                raise ValueError(f"params: expected what belongs to a parameter to be like it, {_text(p)}, got {_text(x)}")
     for name, x, shape, dtype in (("counts", counts, (2,), torch.int64), ("lr", lr, (len(settings),), torch.float64)):
         if x.dtype != dtype or x.shape != shape:
-            raise ValueError(f"adamw_ema_: {name} must be {dtype} of shape {shape}, got {x.dtype} of shape {tuple(x.shape)}")
+            raise ValueError(f"{name}: expected {dtype} of shape {shape}, got {x.dtype} of shape {tuple(x.shape)}")
 
 
 def _text(x: Tensor) -> str:

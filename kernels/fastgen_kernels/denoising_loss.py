@@ -42,14 +42,14 @@ def denoising_loss(
 
     Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown target or kind.
     """
-    check_float("denoising_loss", pred=pred, weight=weight)
-    check_diffused("denoising_loss", x0, alpha, sigma)
-    check_shape("denoising_loss", x0.shape, "of x0", pred=pred)
-    check_key("denoising_loss", key, x0.shape[0])
-    check_shape("denoising_loss", x0.shape[:1], "(N,)", weight=weight)
-    check_device("denoising_loss", pred.device, "of pred", x0=x0, alpha=alpha, sigma=sigma, key=key, weight=weight)
-    check_choice("denoising_loss", "target", target, TARGETS)
-    check_choice("denoising_loss", "kind", kind, KINDS)
+    check_float(pred=pred, weight=weight)
+    check_diffused(x0, alpha, sigma)
+    check_shape(x0.shape, "of x0", pred=pred)
+    check_key(key, x0.shape[0])
+    check_shape(x0.shape[:1], "(N,)", weight=weight)
+    check_device(pred.device, "of pred", x0=x0, alpha=alpha, sigma=sigma, key=key, weight=weight)
+    check_choice("target", target, TARGETS)
+    check_choice("kind", kind, KINDS)
 
     # The kernel has no gradient for what the target is made of.
     if use_triton(pred, x0) and not (x0.requires_grad or alpha.requires_grad or sigma.requires_grad):

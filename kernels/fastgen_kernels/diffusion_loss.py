@@ -29,12 +29,12 @@ def diffusion_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None, *
 
     Raises TypeError for dtypes that are not floats, ValueError for shapes or devices that differ or an unknown kind.
     """
-    check_float("diffusion_loss", pred=pred, target=target, weight=weight)
-    check_batched("diffusion_loss", pred=pred)
-    check_shape("diffusion_loss", pred.shape, "of pred", target=target)
-    check_shape("diffusion_loss", pred.shape[:1], "(N,)", weight=weight)
-    check_device("diffusion_loss", pred.device, "of pred", target=target, weight=weight)
-    check_choice("diffusion_loss", "kind", kind, KINDS)
+    check_float(pred=pred, target=target, weight=weight)
+    check_batched(pred=pred)
+    check_shape(pred.shape, "of pred", target=target)
+    check_shape(pred.shape[:1], "(N,)", weight=weight)
+    check_device(pred.device, "of pred", target=target, weight=weight)
+    check_choice("kind", kind, KINDS)
 
     if use_triton(pred):
         if weight is not None and weight.requires_grad:  # its gradient is the mean, (N,), which autograd then keeps

@@ -24,9 +24,9 @@ def geglu(x: Tensor) -> Tensor:
 
     Raises TypeError for a dtype that is not a float, ValueError for a last dimension that is odd.
     """
-    check_float("geglu", x=x)
+    check_float(x=x)
     if x.dim() == 0 or x.shape[-1] % 2:
-        raise ValueError(f"geglu: x must be (..., 2D), got shape {tuple(x.shape)}")
+        raise ValueError(f"x: expected (..., 2D), got shape {tuple(x.shape)}")
     return _geglu(x) if use_triton(x) else geglu_reference(x)
 
 

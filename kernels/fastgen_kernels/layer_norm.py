@@ -32,7 +32,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Raises TypeError for other dtypes, ValueError for shapes or devices that do not fit.
     """
-    _check("layer_norm", x, weight, bias)
+    _check(x, weight, bias)
     if use_triton(x) and _fits_registers(x.shape[-1]):
         return _layer_norm(x, None, weight, bias, eps)[0]
     return layer_norm_reference(x, weight, bias, eps)
@@ -50,10 +50,10 @@ def add_layer_norm(
 
     Raises TypeError and ValueError as layer_norm does, and ValueError for a residual of another shape or device.
     """
-    _check("add_layer_norm", x, weight, bias)
-    check_float("add_layer_norm", residual=residual)
-    check_shape("add_layer_norm", x.shape, "of x", residual=residual)
-    check_device("add_layer_norm", x.device, "of x", residual=residual)
+    _check(x, weight, bias)
+    check_float(residual=residual)
+    check_shape(x.shape, "of x", residual=residual)
+    check_device(x.device, "of x", residual=residual)
     if use_triton(x) and _fits_registers(x.shape[-1]):
         if residual is None:
             return _layer_norm_beside_x(x, None, weight, bias, eps)
@@ -61,13 +61,13 @@ def add_layer_norm(
     return add_layer_norm_reference(x, residual, weight, bias, eps)
 
 
-def _check(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     """Raise for what both ops do not take."""
-    check_float(op, x=x, weight=weight, bias=bias)
+    check_float(x=x, weight=weight, bias=bias)
     if x.dim() == 0:
-        raise ValueError(f"{op}: x must be (..., C), got a scalar")
-    check_shape(op, x.shape[-1:], "(C,)", weight=weight, bias=bias)
-    check_device(op, x.device, "of x", weight=weight, bias=bias)
+        raise ValueError("x: expected (..., C), got a scalar")
+    check_shape(x.shape[-1:], "(C,)", weight=weight, bias=bias)
+    check_device(x.device, "of x", weight=weight, bias=bias)
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -51,20 +51,20 @@ def noise_key(
 
     Raises ValueError for a seed, stream, step or number of samples out of range, and for samples that are not 1-D.
     """
-    _check_range("noise_key", "seed", seed, 63)
-    _check_range("noise_key", "stream", stream, 32)
-    _check_range("noise_key", "step", step, 32)
+    _check_range("seed", seed, 63)
+    _check_range("stream", stream, 32)
+    _check_range("step", step, 32)
     if isinstance(samples, Tensor):
         index = samples.to(device, torch.int64)
     elif isinstance(samples, int):
-        _check_range("noise_key", "samples", samples, 32)
+        _check_range("samples", samples, 32)
         index = torch.arange(samples, device=device)
     elif isinstance(samples, range):
         index = torch.arange(samples.start, samples.stop, samples.step, device=device)
     else:
         index = torch.tensor(samples, dtype=torch.int64, device=device)
     if index.dim() != 1:
-        raise ValueError(f"noise_key: samples must be a count or 1-D, got shape {tuple(index.shape)}")
+        raise ValueError(f"samples: expected a count or a 1-D tensor, got shape {tuple(index.shape)}")
     return torch.stack((_column(seed, index), _column(stream, index), _column(step, index), index), 1)
 
 
@@ -73,8 +73,8 @@ def at(key: Tensor, *, stream: int | Tensor | None = None, step: int | Tensor | 
 
     Raises ValueError for a stream or step out of range.
     """
-    _check_range("at", "stream", stream, 32)
-    _check_range("at", "step", step, 32)
+    _check_range("stream", stream, 32)
+    _check_range("step", step, 32)
     columns = list(key.unbind(1))
     if stream is not None:
         columns[1] = _column(stream, key[:, 1])
@@ -98,7 +98,7 @@ def philox_normal(
 
     Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
     """
-    key = _on_device("philox_normal", shape, key, dtype, device)
+    key = _on_device(shape, key, dtype, device)
     if use_triton(key):
         return _philox_op(shape, key, dtype, True)
     words = _words(shape, key)
@@ -117,20 +117,20 @@ def philox_uniform(
 
     Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
     """
-    key = _on_device("philox_uniform", shape, key, dtype, device)
+    key = _on_device(shape, key, dtype, device)
     if use_triton(key):
         return _philox_op(shape, key, dtype, False)
     words = _words(shape, key)
     return _cut((words >> 9).float().add_(0.5).mul_(2.0**-23), shape, dtype)
 
 
-def _on_device(op: str, shape: Sequence[int], key: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+def _on_device(shape: Sequence[int], key: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
     """The key on the device of the numbers, after all arguments have been checked."""
     if len(shape) == 0:
-        raise ValueError(f"{op}: shape must be (N, *rest), got ()")
+        raise ValueError("shape: expected (N, *rest), got ()")
     if not dtype.is_floating_point:
-        raise TypeError(f"{op}: dtype must be a float, got {dtype}")
-    check_key(op, key, shape[0])
+        raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
+    check_key(key, shape[0])
     return key if device is None else key.to(device)
 
 
@@ -191,9 +191,9 @@ def _column(value: int | Tensor, like: Tensor) -> Tensor:
     return value.to(like).expand_as(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
-def _check_range(op: str, name: str, value: object, bits: int) -> None:
+def _check_range(name: str, value: object, bits: int) -> None:
     if isinstance(value, int) and not 0 <= value < 2**bits:
-        raise ValueError(f"{op}: {name} must be in [0, 2^{bits}), got {value}")
+        raise ValueError(f"{name}: expected a number in [0, 2^{bits}), got {value}")
 
 
 def _fake(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:

@@ -70,21 +70,21 @@ def q_sample(
 
     Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown target, or noise and key together.
     """
-    check_diffused("q_sample", x0, alpha, sigma)
-    check_float("q_sample", noise=noise)
-    check_shape("q_sample", x0.shape, "of x0", noise=noise)
-    check_choice("q_sample", "target", target, (*TARGETS, None))
+    check_diffused(x0, alpha, sigma)
+    check_float(noise=noise)
+    check_shape(x0.shape, "of x0", noise=noise)
+    check_choice("target", target, (*TARGETS, None))
     if noise is not None and key is not None:
-        raise ValueError("q_sample: noise and key must not both be given, got both")
+        raise ValueError("noise, key: expected one of the two, got both")
     if dtype is None:
         dtype = torch.float32 if x0.dtype == torch.uint8 else x0.dtype
     if not dtype.is_floating_point:
-        raise TypeError(f"q_sample: dtype must be a float, got {dtype}")
+        raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
     if key is not None:
-        check_key("q_sample", key, x0.shape[0])
+        check_key(key, x0.shape[0])
     elif noise is None:
         key = fresh_key(x0.shape[0], x0.device)
-    check_device("q_sample", x0.device, "of x0", alpha=alpha, sigma=sigma, noise=noise, key=key)
+    check_device(x0.device, "of x0", alpha=alpha, sigma=sigma, noise=noise, key=key)
 
     # The kernel has no gradient for the schedule.
     if use_triton(x0, noise, dtype=dtype) and not (alpha.requires_grad or sigma.requires_grad):
@@ -128,13 +128,13 @@ def make_target(target: Target, x0: Tensor, noise: Tensor, alpha: Tensor, sigma:
     return noise - x0
 
 
-def check_diffused(op: str, x0: Tensor, alpha: Tensor, sigma: Tensor) -> None:
+def check_diffused(x0: Tensor, alpha: Tensor, sigma: Tensor) -> None:
     """Raise for clean data or a schedule that q_sample and denoising_loss do not take."""
     if x0.dtype != torch.uint8:
-        check_float(op, x0=x0)
-    check_float(op, alpha=alpha, sigma=sigma)
-    check_batched(op, x0=x0)
-    check_shape(op, x0.shape[:1], "(N,)", alpha=alpha, sigma=sigma)
+        check_float(x0=x0)
+    check_float(alpha=alpha, sigma=sigma)
+    check_batched(x0=x0)
+    check_shape(x0.shape[:1], "(N,)", alpha=alpha, sigma=sigma)
 
 
 def _fake_forward(

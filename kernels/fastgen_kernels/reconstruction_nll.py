@@ -31,13 +31,13 @@ def reconstruction_nll(logits: Tensor, x: Tensor, *, likelihood: Likelihood = "b
 
     Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown likelihood or a std <= 0.
     """
-    check_float("reconstruction_nll", logits=logits, x=None if x.dtype == torch.uint8 else x)
-    check_batched("reconstruction_nll", logits=logits)
-    check_shape("reconstruction_nll", logits.shape, "of logits", x=x)
-    check_device("reconstruction_nll", logits.device, "of logits", x=x)
-    check_choice("reconstruction_nll", "likelihood", likelihood, LIKELIHOODS)
+    check_float(logits=logits, x=None if x.dtype == torch.uint8 else x)
+    check_batched(logits=logits)
+    check_shape(logits.shape, "of logits", x=x)
+    check_device(logits.device, "of logits", x=x)
+    check_choice("likelihood", likelihood, LIKELIHOODS)
     if not std > 0:
-        raise ValueError(f"reconstruction_nll: std must be > 0, got {std}")
+        raise ValueError(f"std: expected a number > 0, got {std}")
 
     if use_triton(logits) and not x.requires_grad:  # the kernel has no gradient for x
         return _reconstruction_nll(logits, x, likelihood, std)

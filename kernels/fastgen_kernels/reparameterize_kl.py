@@ -38,15 +38,15 @@ def reparameterize_kl(
 
     Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown reduce, or eps and key together.
     """
-    check_float("reparameterize_kl", mu=mu, logvar=logvar, eps=eps)
-    check_batched("reparameterize_kl", mu=mu)
-    check_shape("reparameterize_kl", mu.shape, "of mu", logvar=logvar, eps=eps)
-    check_device("reparameterize_kl", mu.device, "of mu", logvar=logvar, eps=eps, key=key)
-    check_choice("reparameterize_kl", "reduce", reduce, ("sample", "none"))
+    check_float(mu=mu, logvar=logvar, eps=eps)
+    check_batched(mu=mu)
+    check_shape(mu.shape, "of mu", logvar=logvar, eps=eps)
+    check_device(mu.device, "of mu", logvar=logvar, eps=eps, key=key)
+    check_choice("reduce", reduce, ("sample", "none"))
     if eps is not None and key is not None:
-        raise ValueError("reparameterize_kl: eps and key must not both be given, got both")
+        raise ValueError("eps, key: expected one of the two, got both")
     if key is not None:
-        check_key("reparameterize_kl", key, mu.shape[0])
+        check_key(key, mu.shape[0])
     elif eps is None:
         key = fresh_key(mu.shape[0], mu.device)
 

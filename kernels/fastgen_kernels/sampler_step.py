@@ -35,13 +35,13 @@ def sampler_step(
 
     Raises TypeError for other dtypes, ValueError for shapes or devices that differ.
     """
-    check_float("sampler_step", x=x, x0_hat=x0_hat, coefficients=coefficients, previous=previous)
-    check_batched("sampler_step", x=x)
-    check_shape("sampler_step", x.shape, "of x", x0_hat=x0_hat, previous=previous)
-    check_shape("sampler_step", (4,), "(a, b, c, s)", coefficients=coefficients)
+    check_float(x=x, x0_hat=x0_hat, coefficients=coefficients, previous=previous)
+    check_batched(x=x)
+    check_shape(x.shape, "of x", x0_hat=x0_hat, previous=previous)
+    check_shape((4,), "(a, b, c, s)", coefficients=coefficients)
     if key is not None:
-        check_key("sampler_step", key, x.shape[0])
-    check_device("sampler_step", x.device, "of x", x0_hat=x0_hat, coefficients=coefficients, previous=previous, key=key)
+        check_key(key, x.shape[0])
+    check_device(x.device, "of x", x0_hat=x0_hat, coefficients=coefficients, previous=previous, key=key)
 
     if use_triton(x) and not coefficients.requires_grad:  # for which the kernel has no gradient
         return _sampler_step(x, x0_hat, coefficients, previous, key)

@@ -23,11 +23,11 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
     Raises TypeError for a t that is not a float, ValueError for one that is not (N,) or a dim < 2.
     """
-    check_float("timestep_embedding", t=t)
+    check_float(t=t)
     if t.dim() != 1:
-        raise ValueError(f"timestep_embedding: t must have shape (N,), got {tuple(t.shape)}")
+        raise ValueError(f"t: expected shape (N,), got {tuple(t.shape)}")
     if dim < 2:
-        raise ValueError(f"timestep_embedding: dim must be at least 2, got {dim}")
+        raise ValueError(f"dim: expected at least 2, got {dim}")
     if use_triton(t) and not t.requires_grad:  # the kernel has no gradient
         return _timestep_embedding(t, dim)
     return timestep_embedding_reference(t, dim)

@@ -37,15 +37,15 @@ def to_x0(
 
     Raises TypeError for other dtypes, ValueError for shapes or devices that differ.
     """
-    check_float("to_x0", out=out, x=x, c_skip=c_skip, c_out=c_out, uncond=uncond)
-    check_batched("to_x0", x=x)
-    check_shape("to_x0", x.shape, "of x", out=out, uncond=uncond)
-    check_shape("to_x0", x.shape[:1], "(N,)", c_skip=c_skip, c_out=c_out)
+    check_float(out=out, x=x, c_skip=c_skip, c_out=c_out, uncond=uncond)
+    check_batched(x=x)
+    check_shape(x.shape, "of x", out=out, uncond=uncond)
+    check_shape(x.shape[:1], "(N,)", c_skip=c_skip, c_out=c_out)
     if isinstance(guidance, Tensor):
-        check_float("to_x0", guidance=guidance)
-        check_shape("to_x0", x.shape[:1], "(N,)", guidance=guidance)
+        check_float(guidance=guidance)
+        check_shape(x.shape[:1], "(N,)", guidance=guidance)
     scale, scales = (1.0, guidance) if isinstance(guidance, Tensor) else (guidance, None)
-    check_device("to_x0", x.device, "of x", out=out, c_skip=c_skip, c_out=c_out, uncond=uncond, guidance=scales)
+    check_device(x.device, "of x", out=out, c_skip=c_skip, c_out=c_out, uncond=uncond, guidance=scales)
 
     # The kernel has no gradient for coefficients.
     if use_triton(x) and not any(c is not None and c.requires_grad for c in (c_skip, c_out, scales)):

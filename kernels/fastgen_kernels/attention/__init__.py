@@ -34,18 +34,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ke
     Raises TypeError for dtypes that are not floats, that differ, or a mask that is not bool, ValueError for shapes that
     do not fit.
     """
-    check_float("attention", q=q, k=k, v=v)
+    check_float(q=q, k=k, v=v)
     if q.dim() != 4:
-        raise ValueError(f"attention: q must be (N, H, S, D), got shape {tuple(q.shape)}")
+        raise ValueError(f"q: expected (N, H, S, D), got shape {tuple(q.shape)}")
     n, h, _, d = q.shape
     keys = k.shape[2] if k.dim() == 4 else 0
-    check_shape("attention", (n, h, keys, d), "(N, H, S_k, D)", k=k, v=v)
+    check_shape((n, h, keys, d), "(N, H, S_k, D)", k=k, v=v)
     if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
-        raise TypeError(f"attention: k and v must be {q.dtype} as q is, got {k.dtype} and {v.dtype}")
+        raise TypeError(f"k, v: expected {q.dtype} as q is, got {k.dtype} and {v.dtype}")
     if key_padding_mask is not None:
         if key_padding_mask.dtype != torch.bool:
-            raise TypeError(f"attention: key_padding_mask must be bool, got {key_padding_mask.dtype}")
-        check_shape("attention", (n, keys), "(N, S_k)", key_padding_mask=key_padding_mask)
+            raise TypeError(f"key_padding_mask: expected bool, got {key_padding_mask.dtype}")
+        check_shape((n, keys), "(N, S_k)", key_padding_mask=key_padding_mask)
     q, k, v = (_autocast(x) for x in (q, k, v))
     if use_triton(q, k, v, key_padding_mask) and kernels_are_faster(d, keys, q.dtype, q.device) and readable(q, k, v):
         return _attention(q, k, v, key_padding_mask, 1 / math.sqrt(d) if scale is None else scale)[0]
@@ -64,13 +64,13 @@ def attention_qkv(qkv: Tensor, num_heads: int, *, order: Order = "qkv_major") ->
 
     Raises TypeError for a dtype that is not a float, ValueError for a shape, num_heads or order that do not fit.
     """
-    check_float("attention_qkv", qkv=qkv)
-    check_choice("attention_qkv", "order", order, ("qkv_major", "head_major"))
+    check_float(qkv=qkv)
+    check_choice("order", order, ("qkv_major", "head_major"))
     if qkv.dim() < 2 or qkv.shape[1] % 3:
-        raise ValueError(f"attention_qkv: qkv must be (N, 3C, *S), got shape {tuple(qkv.shape)}")
+        raise ValueError(f"qkv: expected (N, 3C, *S), got shape {tuple(qkv.shape)}")
     c = qkv.shape[1] // 3
     if num_heads < 1 or c % num_heads:
-        raise ValueError(f"attention_qkv: num_heads must divide C = {c}, got {num_heads}")
+        raise ValueError(f"num_heads: expected a divisor of C = {c}, got {num_heads}")
     qkv = _autocast(qkv)
     d, positions = c // num_heads, math.prod(qkv.shape[2:])
     if use_triton(qkv) and kernels_are_faster(d, positions, qkv.dtype, qkv.device) and readable(as_heads(qkv, 3 * num_heads)):

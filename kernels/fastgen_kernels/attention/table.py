@@ -46,7 +46,7 @@ def _row(line: dict[str, str]) -> Row:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{TABLE.name}: expected {', '.join(x.name for x in fields(Row))}, got {line}") from error
     if row.faster not in ("kernels", "SDPA"):
-        raise ValueError(f"{TABLE.name}: faster must be kernels or SDPA, got {row.faster!r}")
+        raise ValueError(f"{TABLE.name}: faster: expected kernels or SDPA, got {row.faster!r}")
     return row
 
 

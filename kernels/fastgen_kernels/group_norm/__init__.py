@@ -48,7 +48,7 @@ def group_norm(
 
     Raises TypeError for other dtypes, ValueError for shapes, devices, num_groups or an activation that do not fit.
     """
-    _check("group_norm", x, num_groups, weight, bias, activation, scale, shift, pre_bias)
+    _check(x, num_groups, weight, bias, activation, scale, shift, pre_bias)
     if use_triton(x):
         return _group_norm(x, None, weight, bias, scale, shift, pre_bias, num_groups, eps, activation)[0]
     return group_norm_reference(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias)
@@ -76,10 +76,10 @@ def add_group_norm(
 
     Raises TypeError and ValueError as group_norm does, and ValueError for a residual of another shape or device.
     """
-    _check("add_group_norm", x, num_groups, weight, bias, activation, scale, shift, pre_bias)
-    check_float("add_group_norm", residual=residual)
-    check_shape("add_group_norm", x.shape, "of x", residual=residual)
-    check_device("add_group_norm", x.device, "of x", residual=residual)
+    _check(x, num_groups, weight, bias, activation, scale, shift, pre_bias)
+    check_float(residual=residual)
+    check_shape(x.shape, "of x", residual=residual)
+    check_device(x.device, "of x", residual=residual)
     if use_triton(x):
         parameters = weight, bias, scale, shift, pre_bias, num_groups, eps, activation
         return _group_norm_beside_x(x, None, *parameters) if residual is None else _group_norm(x, residual, *parameters)[:2]
@@ -87,20 +87,20 @@ def add_group_norm(
 
 
 def _check(
-    op: str, x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, activation: str | None,
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, activation: str | None,
     scale: Tensor | None, shift: Tensor | None, pre_bias: Tensor | None,
 ) -> None:  # fmt: skip
     """Raise for what both ops do not take."""
-    check_float(op, x=x, weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
+    check_float(x=x, weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
     if x.dim() < 2:
-        raise ValueError(f"{op}: x must be (N, C, *S), got shape {tuple(x.shape)}")
+        raise ValueError(f"x: expected (N, C, *S), got shape {tuple(x.shape)}")
     n, c = x.shape[:2]
     if num_groups < 1 or c % num_groups:
-        raise ValueError(f"{op}: num_groups must divide C = {c}, got {num_groups}")
-    check_shape(op, (c,), "(C,)", weight=weight, bias=bias)
-    check_shape(op, (n, c), "(N, C)", scale=scale, shift=shift, pre_bias=pre_bias)
-    check_device(op, x.device, "of x", weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
-    check_choice(op, "activation", activation, (None, "silu"))
+        raise ValueError(f"num_groups: expected a divisor of C = {c}, got {num_groups}")
+    check_shape((c,), "(C,)", weight=weight, bias=bias)
+    check_shape((n, c), "(N, C)", scale=scale, shift=shift, pre_bias=pre_bias)
+    check_device(x.device, "of x", weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
+    check_choice("activation", activation, (None, "silu"))
 
 
 def _fake_forward(x: Tensor, residual: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
