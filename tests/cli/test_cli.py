@@ -203,7 +203,7 @@ def test_a_bad_config_file_is_named(text, said, refused, tmp_path):
             'breast_cancer), a folder, or a file; did you mean "digits"?',
         ),
         ("--data.source no/such/folder", 'source "no/such/folder" is not a known data set'),
-        ("--data.source text", "source must be a folder, a .npy or a .npz; got the file text"),
+        ("--data.source text", "source: expected a folder, a .npy or a .npz, got the file text"),
         (
             "--diffusion.prediction eps",
             "prediction: expected 'v', 'x0', 'flow' or 'edm' on a schedule with zero terminal SNR",
@@ -264,7 +264,7 @@ def test_images_of_several_sizes_need_a_size(refused, done, runs, tmp_path):
         tiny_runs.picture(tmp_path / "photos" / f"{i}.png", 8 + 4 * i, 8)
     command = ["train", "folder32", "--config", runs / "tiny.yaml", "--data.source", "photos", "--out", "run"]
     said = refused(*command)
-    assert "images must have one shape: 1.png of photos is (C, H, W) = (1, 12, 8), the first is (1, 8, 8); size= crops" in said
+    assert "images: expected one shape, (C, H, W) = (1, 8, 8) as the first of photos, got (1, 12, 8) of 1.png; size=" in said
     assert done(*command, "--data.size", 8)  # into the folder that the first attempt left
     assert fastgen.load("run").shape == (1, 8, 8)
 

@@ -113,12 +113,12 @@ X, ONE = torch.ones(2, 3), torch.ones(2)
         (
             lambda: diffusion_loss(X, ONE),
             ValueError,
-            r"diffusion_loss: target must have shape of pred = \(2, 3\), got \(2,\)",
+            r"target: expected shape of pred = \(2, 3\), got \(2,\)",
         ),
-        (lambda: diffusion_loss(X, X, X), ValueError, r"weight must have shape \(N,\) = \(2,\), got \(2, 3\)"),
-        (lambda: diffusion_loss(X.int(), X), TypeError, "pred must be float16, .* got torch.int32"),
-        (lambda: diffusion_loss(ONE[0], ONE[0]), ValueError, "pred must have a batch dimension"),
-        (lambda: diffusion_loss(X, X, kind="l2"), ValueError, "kind must be one of 'mse', .* got 'l2'"),
+        (lambda: diffusion_loss(X, X, X), ValueError, r"weight: expected shape \(N,\) = \(2,\), got \(2, 3\)"),
+        (lambda: diffusion_loss(X.int(), X), TypeError, "pred: expected float16, .* got torch.int32"),
+        (lambda: diffusion_loss(ONE[0], ONE[0]), ValueError, "pred: expected a batch dimension"),
+        (lambda: diffusion_loss(X, X, kind="l2"), ValueError, "kind: expected one of 'mse', .* got 'l2'"),
     ],
 )
 def test_errors(call, error, message):

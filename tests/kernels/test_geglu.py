@@ -102,9 +102,9 @@ def test_compiles():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: geglu(x[..., :5]), ValueError, r"geglu: x must be \(..., 2D\), got shape \(2, 5\)"),
-        (lambda x: geglu(x[0, 0]), ValueError, r"geglu: x must be \(..., 2D\), got shape \(\)"),
-        (lambda x: geglu(x.int()), TypeError, "geglu: x must be float16, bfloat16, .* got torch.int32"),
+        (lambda x: geglu(x[..., :5]), ValueError, r"x: expected \(..., 2D\), got shape \(2, 5\)"),
+        (lambda x: geglu(x[0, 0]), ValueError, r"x: expected \(..., 2D\), got shape \(\)"),
+        (lambda x: geglu(x.int()), TypeError, "x: expected float16, bfloat16, .* got torch.int32"),
     ],
 )
 def test_errors(call, error, message):

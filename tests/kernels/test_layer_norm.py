@@ -245,12 +245,12 @@ def test_compiles():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: layer_norm(x[0, 0, 0]), ValueError, r"layer_norm: x must be \(..., C\), got a scalar"),
-        (lambda x: layer_norm(x.int()), TypeError, "layer_norm: x must be float16, bfloat16, .* got torch.int32"),
-        (lambda x: layer_norm(x, x[0, 0, :3]), ValueError, r"weight must have shape \(C,\) = \(10,\), got \(3,\)"),
-        (lambda x: layer_norm(x, bias=x), ValueError, r"bias must have shape \(C,\)"),
-        (lambda x: layer_norm(x, residual=x[:1]), ValueError, r"residual must have shape of x = \(2, 3, 10\)"),
-        (lambda x: layer_norm(x, x[0, 0].to("meta")), ValueError, "weight must be on the device of x"),
+        (lambda x: layer_norm(x[0, 0, 0]), ValueError, r"x: expected \(..., C\), got a scalar"),
+        (lambda x: layer_norm(x.int()), TypeError, "x: expected float16, bfloat16, .* got torch.int32"),
+        (lambda x: layer_norm(x, x[0, 0, :3]), ValueError, r"weight: expected shape \(C,\) = \(10,\), got \(3,\)"),
+        (lambda x: layer_norm(x, bias=x), ValueError, r"bias: expected shape \(C,\)"),
+        (lambda x: layer_norm(x, residual=x[:1]), ValueError, r"residual: expected shape of x = \(2, 3, 10\)"),
+        (lambda x: layer_norm(x, x[0, 0].to("meta")), ValueError, "weight: expected a tensor on the device of x"),
     ],
 )
 def test_errors(call, error, message):

@@ -232,29 +232,29 @@ def test_compiled_by_inductor(shape):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: noise_key(-1), ValueError, r"noise_key: seed must be in \[0, 2\^63\), got -1"),
-        (lambda: noise_key(2**63), ValueError, r"seed must be in \[0, 2\^63\)"),
-        (lambda: noise_key(0, stream=2**32), ValueError, r"stream must be in \[0, 2\^32\), got 4294967296"),
-        (lambda: noise_key(0, step=-1), ValueError, r"step must be in \[0, 2\^32\), got -1"),
-        (lambda: noise_key(0, samples=-2), ValueError, r"samples must be in \[0, 2\^32\), got -2"),
+        (lambda: noise_key(-1), ValueError, r"seed: expected a number in \[0, 2\^63\), got -1"),
+        (lambda: noise_key(2**63), ValueError, r"seed: expected a number in \[0, 2\^63\)"),
+        (lambda: noise_key(0, stream=2**32), ValueError, r"stream: expected a number in \[0, 2\^32\), got 4294967296"),
+        (lambda: noise_key(0, step=-1), ValueError, r"step: expected a number in \[0, 2\^32\), got -1"),
+        (lambda: noise_key(0, samples=-2), ValueError, r"samples: expected a number in \[0, 2\^32\), got -2"),
         (
             lambda: noise_key(0, samples=torch.ones(2, 2)),
             ValueError,
-            r"samples must be a count or 1-D, got shape \(2, 2\)",
+            r"samples: expected a count or a 1-D tensor, got shape \(2, 2\)",
         ),
-        (lambda: at(noise_key(0), step=-3), ValueError, r"at: step must be in \[0, 2\^32\), got -3"),
+        (lambda: at(noise_key(0), step=-3), ValueError, r"step: expected a number in \[0, 2\^32\), got -3"),
         (
             lambda: philox_normal((2, 3), noise_key(0)),
             ValueError,
-            r"key must have shape \(N, 4\) = \(2, 4\), got \(1, 4\)",
+            r"key: expected shape \(N, 4\) = \(2, 4\), got \(1, 4\)",
         ),
         (
             lambda: philox_normal((1,), torch.ones(1, 4)),
             TypeError,
-            "philox_normal: key must be int64, got torch.float32",
+            "key: expected int64, got torch.float32",
         ),
-        (lambda: philox_uniform((), noise_key(0)), ValueError, r"shape must be \(N, \*rest\), got \(\)"),
-        (lambda: philox_uniform((1,), noise_key(0), dtype=torch.int32), TypeError, "dtype must be a float"),
+        (lambda: philox_uniform((), noise_key(0)), ValueError, r"shape: expected \(N, \*rest\), got \(\)"),
+        (lambda: philox_uniform((1,), noise_key(0), dtype=torch.int32), TypeError, "dtype: expected a floating dtype"),
     ],
 )
 def test_errors(call, error, message):

@@ -136,20 +136,20 @@ X, ONE = torch.ones(2, 3), torch.ones(2)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: q_sample(X, ONE[:1], ONE), ValueError, r"q_sample: alpha must have shape \(N,\) = \(2,\), got \(1,\)"),
-        (lambda: q_sample(X, ONE, X), ValueError, r"sigma must have shape \(N,\)"),
-        (lambda: q_sample(ONE[0], ONE, ONE), ValueError, "x0 must have a batch dimension"),
-        (lambda: q_sample(X.int(), ONE, ONE), TypeError, "x0 must be float16, .* got torch.int32"),
-        (lambda: q_sample(X, ONE.int(), ONE), TypeError, "alpha must be float16"),
-        (lambda: q_sample(X, ONE, ONE, noise=ONE), ValueError, r"noise must have shape of x0 = \(2, 3\), got \(2,\)"),
+        (lambda: q_sample(X, ONE[:1], ONE), ValueError, r"alpha: expected shape \(N,\) = \(2,\), got \(1,\)"),
+        (lambda: q_sample(X, ONE, X), ValueError, r"sigma: expected shape \(N,\)"),
+        (lambda: q_sample(ONE[0], ONE, ONE), ValueError, "x0: expected a batch dimension"),
+        (lambda: q_sample(X.int(), ONE, ONE), TypeError, "x0: expected float16, .* got torch.int32"),
+        (lambda: q_sample(X, ONE.int(), ONE), TypeError, "alpha: expected float16"),
+        (lambda: q_sample(X, ONE, ONE, noise=ONE), ValueError, r"noise: expected shape of x0 = \(2, 3\), got \(2,\)"),
         (
             lambda: q_sample(X, ONE, ONE, noise=X, key=noise_key(0, samples=2)),
             ValueError,
-            "noise and key must not both",
+            "noise, key: expected one of the two",
         ),
-        (lambda: q_sample(X, ONE, ONE, key=noise_key(0)), ValueError, r"key must have shape \(N, 4\)"),
-        (lambda: q_sample(X, ONE, ONE, target="epsilon"), ValueError, "target must be one of 'eps', .* got 'epsilon'"),
-        (lambda: q_sample(X, ONE, ONE, dtype=torch.uint8), TypeError, "dtype must be a float, got torch.uint8"),
+        (lambda: q_sample(X, ONE, ONE, key=noise_key(0)), ValueError, r"key: expected shape \(N, 4\)"),
+        (lambda: q_sample(X, ONE, ONE, target="epsilon"), ValueError, "target: expected one of 'eps', .* got 'epsilon'"),
+        (lambda: q_sample(X, ONE, ONE, dtype=torch.uint8), TypeError, "dtype: expected a floating dtype, got torch.uint8"),
     ],
 )
 def test_errors(call, error, message):

@@ -106,19 +106,19 @@ X = torch.ones(2, 3)
         (
             lambda: reconstruction_nll(X, X[0]),
             ValueError,
-            r"reconstruction_nll: x must have shape of logits = \(2, 3\), got \(3,\)",
+            r"x: expected shape of logits = \(2, 3\), got \(3,\)",
         ),
-        (lambda: reconstruction_nll(X.int(), X), TypeError, "logits must be float16, .* got torch.int32"),
-        (lambda: reconstruction_nll(X, X.int()), TypeError, "x must be float16, .* got torch.int32"),
-        (lambda: reconstruction_nll(X[0, 0], X[0, 0]), ValueError, "logits must have a batch dimension"),
-        (lambda: reconstruction_nll(X, X.to("meta")), ValueError, "x must be on the device of logits, cpu, got meta"),
+        (lambda: reconstruction_nll(X.int(), X), TypeError, "logits: expected float16, .* got torch.int32"),
+        (lambda: reconstruction_nll(X, X.int()), TypeError, "x: expected float16, .* got torch.int32"),
+        (lambda: reconstruction_nll(X[0, 0], X[0, 0]), ValueError, "logits: expected a batch dimension"),
+        (lambda: reconstruction_nll(X, X.to("meta")), ValueError, "x: expected a tensor on the device of logits, cpu, got meta"),
         (
             lambda: reconstruction_nll(X, X, likelihood="poisson"),
             ValueError,
-            "likelihood must be one of 'bernoulli', 'gaussian', got 'poisson'",
+            "likelihood: expected one of 'bernoulli', 'gaussian', got 'poisson'",
         ),
-        (lambda: reconstruction_nll(X, X, std=0.0), ValueError, "std must be > 0, got 0.0"),
-        (lambda: reconstruction_nll(X, X, std=math.nan), ValueError, "std must be > 0, got nan"),
+        (lambda: reconstruction_nll(X, X, std=0.0), ValueError, "std: expected a number > 0, got 0.0"),
+        (lambda: reconstruction_nll(X, X, std=math.nan), ValueError, "std: expected a number > 0, got nan"),
     ],
 )
 def test_errors(call, error, message):

@@ -149,17 +149,17 @@ X = torch.ones(2, 3)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: reparameterize_kl(X, X[0]), ValueError, r"reparameterize_kl: logvar must have shape of mu = \(2, 3\)"),
-        (lambda: reparameterize_kl(X, X, eps=X[0]), ValueError, "eps must have shape of mu"),
-        (lambda: reparameterize_kl(X, X, key=noise_key(0)), ValueError, r"key must have shape \(N, 4\) = \(2, 4\)"),
-        (lambda: reparameterize_kl(X, X, eps=X, key=noise_key(0, samples=2)), ValueError, "eps and key must not both"),
+        (lambda: reparameterize_kl(X, X[0]), ValueError, r"logvar: expected shape of mu = \(2, 3\)"),
+        (lambda: reparameterize_kl(X, X, eps=X[0]), ValueError, "eps: expected shape of mu"),
+        (lambda: reparameterize_kl(X, X, key=noise_key(0)), ValueError, r"key: expected shape \(N, 4\) = \(2, 4\)"),
+        (lambda: reparameterize_kl(X, X, eps=X, key=noise_key(0, samples=2)), ValueError, "eps, key: expected one of the two"),
         (
             lambda: reparameterize_kl(X, X, reduce="mean"),
             ValueError,
-            "reduce must be one of 'sample', 'none', got 'mean'",
+            "reduce: expected one of 'sample', 'none', got 'mean'",
         ),
-        (lambda: reparameterize_kl(X.int(), X), TypeError, "mu must be float16, .* got torch.int32"),
-        (lambda: reparameterize_kl(X[0, 0], X[0, 0]), ValueError, "mu must have a batch dimension"),
+        (lambda: reparameterize_kl(X.int(), X), TypeError, "mu: expected float16, .* got torch.int32"),
+        (lambda: reparameterize_kl(X[0, 0], X[0, 0]), ValueError, "mu: expected a batch dimension"),
     ],
 )
 def test_errors(call, error, message):

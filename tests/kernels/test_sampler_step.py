@@ -114,16 +114,16 @@ X, ROW = torch.ones(2, 3), torch.ones(4)
         (
             lambda: sampler_step(X, X[0], ROW),
             ValueError,
-            r"sampler_step: x0_hat must have shape of x = \(2, 3\)",
+            r"x0_hat: expected shape of x = \(2, 3\)",
         ),
-        (lambda: sampler_step(X, X, ROW, previous=X[0]), ValueError, "previous must have shape of x"),
+        (lambda: sampler_step(X, X, ROW, previous=X[0]), ValueError, "previous: expected shape of x"),
         (lambda: sampler_step(X, X, ROW[:3]), ValueError, r"shape \(a, b, c, s\) = \(4,\), got \(3,\)"),
-        (lambda: sampler_step(X, X, ROW.int()), TypeError, "coefficients must be float16"),
-        (lambda: sampler_step(X.int(), X, ROW), TypeError, "x must be float16"),
+        (lambda: sampler_step(X, X, ROW.int()), TypeError, "coefficients: expected float16"),
+        (lambda: sampler_step(X.int(), X, ROW), TypeError, "x: expected float16"),
         (
             lambda: sampler_step(X, X, ROW, key=noise_key(0)),
             ValueError,
-            r"key must have shape \(N, 4\) = \(2, 4\)",
+            r"key: expected shape \(N, 4\) = \(2, 4\)",
         ),
     ],
 )

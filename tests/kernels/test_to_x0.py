@@ -118,13 +118,13 @@ X, ONE = torch.ones(2, 3), torch.ones(2)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: to_x0(ONE, X, ONE, ONE), ValueError, r"to_x0: out must have shape of x = \(2, 3\), got \(2,\)"),
-        (lambda: to_x0(X, X, X, ONE), ValueError, r"c_skip must have shape \(N,\) = \(2,\), got \(2, 3\)"),
-        (lambda: to_x0(X, X, ONE, ONE[:1]), ValueError, r"c_out must have shape \(N,\)"),
-        (lambda: to_x0(X, X, ONE, ONE, uncond=ONE), ValueError, "uncond must have shape of x"),
-        (lambda: to_x0(X, X, ONE, ONE, guidance=X), ValueError, r"guidance must have shape \(N,\)"),
-        (lambda: to_x0(X, X.int(), ONE, ONE), TypeError, "x must be float16"),
-        (lambda: to_x0(X, X, ONE, ONE, guidance=ONE.int()), TypeError, "guidance must be float16"),
+        (lambda: to_x0(ONE, X, ONE, ONE), ValueError, r"out: expected shape of x = \(2, 3\), got \(2,\)"),
+        (lambda: to_x0(X, X, X, ONE), ValueError, r"c_skip: expected shape \(N,\) = \(2,\), got \(2, 3\)"),
+        (lambda: to_x0(X, X, ONE, ONE[:1]), ValueError, r"c_out: expected shape \(N,\)"),
+        (lambda: to_x0(X, X, ONE, ONE, uncond=ONE), ValueError, "uncond: expected shape of x"),
+        (lambda: to_x0(X, X, ONE, ONE, guidance=X), ValueError, r"guidance: expected shape \(N,\)"),
+        (lambda: to_x0(X, X.int(), ONE, ONE), TypeError, "x: expected float16"),
+        (lambda: to_x0(X, X, ONE, ONE, guidance=ONE.int()), TypeError, "guidance: expected float16"),
     ],
 )
 def test_errors(call, error, message):

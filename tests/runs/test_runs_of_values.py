@@ -162,7 +162,7 @@ def test_one_feature_has_a_picture(tmp_path):
         ({"data": DataConfig("wine", flip=True)}, "data.flip: expected False for tables and signals"),
         ({"data": DataConfig("wine", shift=1)}, "data.shift: expected 0 for tables and signals"),
         ({"model": VAEConfig(), "diffusion": None}, "model: expected a UNet for values, got VAE"),
-        ({"data": DataConfig("wine", size=8)}, "size and channels are for images"),
+        ({"data": DataConfig("wine", size=8)}, "size: expected None for wine .* which is read as values, got 8"),
         ({"data": DataConfig("digits", "values")}, '"digits" has images'),
     ],
 )
@@ -226,7 +226,7 @@ def test_an_npz_is_read_again_and_an_npy_has_the_numbers_alone(done, tmp_path):
         ("train wine --data.flip --out new", "data.flip: expected False for tables and signals, got True"),
         ("train digits --data.source wine --out new", "model.multipliers: expected one level for the rows of a table"),
         ("train mnist-vae --data.source wine --data.shift 0 --out new", "model: expected a UNet for values, got VAE"),
-        ("train wine --data.kind images --out new", 'kind must be "values" or "auto" for "wine", which is a table'),
+        ("train wine --data.kind images --out new", "kind: expected 'values' or 'auto' for 'wine', which is a table"),
     ],
 )
 def test_what_is_refused(arguments, said, refused):
