@@ -1,5 +1,7 @@
 """Dtypes and memory formats: what references and launchers share."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,3 +52,20 @@ def as_rows(x: Tensor) -> Tensor:
     """(rows, C), a view where the rows have one stride and the elements of a row lie side by side."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def split_heads(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, ...]:
+    """q, k and v (N, H, T, D) of (N, 3C, *S), views where *S can be seen as one dimension."""
+    heads = _as_nct(qkv).unflatten(1, (3, num_heads, -1) if order == "qkv_major" else (num_heads, 3, -1))
+    heads = heads if order == "qkv_major" else heads.transpose(1, 2)
+    return heads.transpose(3, 4).unbind(1)
+
+
+def as_heads(x: Tensor, num_heads: int) -> Tensor:
+    """x (N, C, *S) as (N, H, T, D): a view where *S can be seen as one dimension of T positions."""
+    return _as_nct(x).unflatten(1, (num_heads, -1)).transpose(2, 3)
+
+
+def _as_nct(x: Tensor) -> Tensor:
+    """x (N, C, *S) as (N, C, T), of no elements too."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))

@@ -6,17 +6,19 @@ Source: Vaswani et al., arXiv:1706.03762, equation 1.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen_kernels.attention.choice import kernels_are_faster, one_tile, readable
-from fastgen_kernels.attention.reference import Order, as_heads, attention_qkv_reference, attention_reference
 from fastgen_kernels.checks import check_choice, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.layout import compute_dtype, empty_like
+from fastgen_kernels.layout import as_heads, channels_last, compute_dtype, empty_like, split_heads
 from fastgen_kernels.library import define
+
+Order = Literal["qkv_major", "head_major"]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -76,6 +78,49 @@ def attention_qkv(qkv: Tensor, num_heads: int, *, order: Order = "qkv_major") ->
     if use_triton(qkv) and kernels_are_faster(d, positions, qkv.dtype, qkv.device) and readable(as_heads(qkv, 3 * num_heads)):
         return _attention_qkv(qkv, num_heads, order)[0]
     return attention_qkv_reference(qkv, num_heads, order)
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_padding_mask: Tensor | None) -> Tensor:
+    """softmax(scale · q kᵀ + mask) v by scaled_dot_product_attention: (N, H, S, D) of q's dtype.
+
+    q: (N, H, S, D). k, v: (N, H, S_k, D), of q's dtype. scale: 1/sqrt(D) where None. key_padding_mask: (N, S_k) bool, True for
+    keys to leave out; the output of a sample without keys is 0.
+
+    The softmax is in fp32, in fp64 for fp64. The arguments have passed attention's checks.
+    """
+    mask = nothing_left = None
+    if key_padding_mask is not None:
+        # A softmax over nothing is NaN, so a sample without keys attends to all of them and is then zeroed.
+        nothing_left = key_padding_mask.all(1)[:, None, None, None]
+        mask = ~key_padding_mask[:, None, None, :] | nothing_left
+
+    device = q.device.type
+    # SDPA on the CPU: its backward in bf16 takes up to 6 times as long as in fp32, casts included, until the products
+    # outweigh the casts at about 256 keys; in fp16 at any length (torch 2.13). fp32 is the more exact, too.
+    dtype = q.dtype
+    if device == "cpu" and k.shape[2] > 128:
+        # Its flash kernel wants D contiguous, as it is not in a channel-major qkv; what SDPA takes instead is faster for
+        # fewer keys and slower for more, by the copies and half as much again at 256.
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    if device == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and k.shape[2] <= 256)):
+        with torch.autocast(device, enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, scale=scale).to(dtype)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out if nothing_left is None else out.masked_fill(nothing_left, 0)
+
+
+def attention_qkv_reference(qkv: Tensor, num_heads: int, order: Order) -> Tensor:
+    """attention_reference of the queries, keys and values in qkv (N, 3C, *S): (N, C, *S), in qkv's dtype and memory format.
+
+    order: of the channels, as attention_qkv describes it. The arguments have passed its checks.
+    """
+    n, c = qkv.shape[0], qkv.shape[1] // 3
+    q, k, v = split_heads(qkv, num_heads, order)
+    out = attention_reference(q, k, v, None, None)
+    if channels_last(qkv):
+        return out.transpose(1, 2).reshape(n, *qkv.shape[2:], c).movedim(-1, 1)
+    return out.transpose(2, 3).reshape(n, c, *qkv.shape[2:])
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen_kernels.attention import Order
 from fastgen_kernels.attention.heads_triton import (
     head_of,
     in_parts,
@@ -31,8 +32,7 @@ from fastgen_kernels.attention.heads_triton import (
     zeros,
 )
 from fastgen_kernels.attention.plan import backward_plan, constants
-from fastgen_kernels.attention.reference import Order, as_heads, split_heads
-from fastgen_kernels.layout import empty_like
+from fastgen_kernels.layout import as_heads, empty_like, split_heads
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen_kernels.attention import Order
 from fastgen_kernels.attention.heads_triton import (
     head_of,
     load_rows,
@@ -24,8 +25,7 @@ from fastgen_kernels.attention.heads_triton import (
     zeros,
 )
 from fastgen_kernels.attention.plan import constants, forward_plan
-from fastgen_kernels.attention.reference import Order, as_heads, split_heads
-from fastgen_kernels.layout import compute_dtype, empty_like
+from fastgen_kernels.layout import as_heads, compute_dtype, empty_like, split_heads
 
 
 @triton.jit
