@@ -1,4 +1,4 @@
-"""What two processes do in test_ranks.py: `torchrun --nproc-per-node 2 ranks_program.py FOLDER`."""
+"""What two processes do in test_ranks.py: `torchrun --nproc-per-node 2 -m tests.helpers.ranks_program FOLDER`."""
 
 import dataclasses
 import shutil

@@ -28,12 +28,12 @@ NAMES = ("model", "ema", "optimizer")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with the run "one" of this process, and those of the two that go through ranks_program.py."""
+    """A folder with the run "one" of this process, and those of the two that go through tests.helpers.ranks_program."""
     folder = tmp_path_factory.mktemp("ranks")
     train(PLAIN, folder / "one")
     for name in ("one-then-copied", "one-then-sharded"):
         forget_end(folder / "one", folder / name, PLAIN.steps)
-    done = torchrun.run(Path(__file__).with_name("ranks_program.py"), folder, cwd=folder)
+    done = torchrun.run("-m", "tests.helpers.ranks_program", folder, cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stdout)
     return folder
