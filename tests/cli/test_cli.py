@@ -200,9 +200,9 @@ def test_a_bad_config_file_is_named(text, said, refused, tmp_path):
         ("--data.size 9", "got 9x9; set data.size"),
         (
             "--data.source dgits",
-            'breast_cancer), a folder, or a file; did you mean "digits"?',
+            "breast_cancer, a folder, or a file, got 'dgits'; did you mean digits?",
         ),
-        ("--data.source no/such/folder", 'source "no/such/folder" is not a known data set'),
+        ("--data.source no/such/folder", "a folder, or a file, got 'no/such/folder'"),
         ("--data.source text", "source: expected a folder, a .npy or a .npz, got the file text"),
         (
             "--diffusion.prediction eps",
@@ -238,7 +238,7 @@ def test_a_folder_without_images_is_named(files, refused, tmp_path):
     for name in files:
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / name).write_text("x")
-    assert "no images found in photos (files ending in .png .jpg" in refused("train", "folder32", "--data.source", "photos")
+    assert "source: expected images, .png .jpg" in refused("train", "folder32", "--data.source", "photos")
 
 
 def test_truncated_images_are_skipped_and_named_once(runs, tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_a_folder_of_truncated_images_is_named(refused, runs, tmp_path):
     for i in range(3):
         tiny_runs.truncate(tiny_runs.picture(tmp_path / "photos" / f"{i}.png"))
     said = refused("train", "folder32", "--config", runs / "tiny.yaml", "--data.source", "photos")
-    assert "no images found in photos: all 3 are broken: 0.png (" in said
+    assert "source: expected readable images in photos, got 3 broken: 0.png (" in said
 
 
 def test_images_of_several_sizes_need_a_size(refused, done, runs, tmp_path):
@@ -382,7 +382,7 @@ def test_the_run_may_come_last(runs, done):
         ("vae --label 3", "label: expected none, since the model has no classes, got (3,)"),
         ("unlabelled --label 3", "label: expected none, since the model has no classes, got (3,)"),
         ("vae --guidance 2", "guidance: expected 1, since the model has no classes, got 2.0"),
-        ("unlabelled --guidance 2", "guidance: expected 1, since the model has no classes, got 2.0"),
+        ("unlabelled --guidance 2", "guidance: expected 1 where there is neither label nor context, got 2.0"),
         ("labelled --guidance nan", "guidance: expected a finite number, got nan"),
         (
             "labelled --sampler EULR",
