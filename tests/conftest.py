@@ -111,14 +111,17 @@ def done(capsys):
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """made_once(name, make): the folder that make(folder) filled, in the first of pytest-xdist's processes that asked for it."""
+    """made_once(name, make): the folder that make(folder) filled, in the first of pytest-xdist's processes that asked for it.
+    What failed is not made again: the others who ask for it fail at once."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     shared = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
 
     def made_once(name, make):
-        done = shared / f"{name}-done"
+        begun, done = shared / f"{name}-begun", shared / f"{name}-done"
         with FileLock(shared / f"{name}.lock"):
             if not done.exists():
+                assert not begun.exists(), f"{name}: expected to be made, failed in another test"
+                begun.touch()
                 folder = tmp_path_factory.mktemp(name)
                 make(folder)
                 folder.rename(done)
@@ -156,7 +159,7 @@ def trained(made_once):
     @cache
     def trained(preset):
         def train(folder):
-            result = run("train", preset, "--out", "run", cwd=folder)
+            result = run("train", preset, "--out", "run", cwd=folder, timeout=3_600)
             assert result.returncode == 0, result.stderr
 
         return load(made_once(preset, train) / "run")

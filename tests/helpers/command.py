@@ -25,7 +25,12 @@ def start(*arguments: object, cwd: Path, **settings: str) -> subprocess.Popen:
     )
 
 
-def run(*arguments: object, cwd: Path, **settings: str) -> subprocess.CompletedProcess:
+def run(*arguments: object, cwd: Path, timeout: float = 600, **settings: str) -> subprocess.CompletedProcess:
+    """timeout: in seconds, after which it is killed and TimeoutExpired is raised."""
     process = start(*arguments, cwd=cwd, **settings)
-    out, err = process.communicate(timeout=600)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException:
+        process.kill()
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -19,5 +19,9 @@ def start(*arguments: object, cwd: Path, **settings: str) -> subprocess.Popen:
 
 def run(*arguments: object, cwd: Path, **settings: str) -> subprocess.CompletedProcess:
     process = start(*arguments, cwd=cwd, **settings)
-    out, err = process.communicate(timeout=600)
+    try:
+        out, err = process.communicate(timeout=600)
+    except BaseException:
+        process.terminate()  # it ends the ranks too
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
