@@ -1,4 +1,4 @@
-"""Errors that name the argument, what was expected and what came."""
+"""Errors that name the argument, what was expected and what was found."""
 
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What a trained run is used for besides drawing: a function each, on uint8 images (N, C, H, W)."""
+"""Uses of a trained run besides sampling: a function each, on uint8 images (N, C, H, W)."""
 
 from fastgen.applications.edit import edit
 from fastgen.applications.inpaint import inpaint

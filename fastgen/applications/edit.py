@@ -27,10 +27,13 @@ def edit(
     settings: Sampling | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Tensor:
-    """The images, uint8 (N, C, H, W), noised to t = strength in [0, 1] and drawn from there, under a label where one is given.
+    """The images, uint8 (N, C, H, W), noised to t = strength in [0, 1] and denoised from there, under a label where one is given.
 
-    strength 0 gives the images back, 1 draws new ones. The steps of the sampler that lie below strength are made. guide,
-    batch_size, callback, settings, options: as for Run.sample, and so are the errors.
+    strength 0 gives the images back, 1 draws new ones. Only the sampler's steps below t = strength are made. guide, batch_size,
+    callback, settings, options: as for Run.sample.
+
+    Raises ValueError for a run of values, images of another shape or dtype, a strength outside of [0, 1], an unknown sampler, and
+    whatever else Run.sample refuses; TypeError and FloatingPointError as Run.sample does.
     """
     expect_run_of_images(run)
     check_images("images", images, run.shape)

@@ -34,12 +34,14 @@ def inpaint(
     settings: Sampling | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Tensor:
-    """The images, uint8 (N, C, H, W), with what `hole`, bool (N, 1, H, W), marks drawn anew; every other pixel is as it was.
+    """The images, uint8 (N, C, H, W), with the pixels inside `hole`, bool (N, 1, H, W), replaced by samples; all others are kept.
 
     resample: how often each stretch of `jump` steps is made, with steps back to noise between, so that the filling comes to fit
-    its surroundings (RePaint). label: what the images are of, where that is known. guide, batch_size, callback, settings,
-    options: as for Run.sample, and so are the errors. The run may be one without a condition, or one trained with the condition
-    hole.
+    its surroundings (RePaint). label: the class of the images, where that is known. guide, batch_size, callback, settings,
+    options: as for Run.sample. The run may be one without a condition, or one trained with the condition hole.
+
+    Raises ValueError for a run of values, images or a hole of another shape or dtype, resample or jump below 1, an unknown
+    sampler, and whatever else Run.sample refuses; TypeError and FloatingPointError as Run.sample does.
     """
     expect("resample", resample, resample >= 1, "a whole number >= 1")
     expect("jump", jump, jump >= 1, "a whole number >= 1")
@@ -65,13 +67,14 @@ def inpaint(
 
 
 class KnownElsewhere:
-    """denoise(x_t, t) with x0 (N, C, H, W) for its answer outside of the hole, bool (N, 1, H, W)."""
+    """denoise(x_t, t) that returns the known x0 (N, C, H, W) outside of the hole, bool (N, 1, H, W), and its estimate inside."""
 
     def __init__(self, denoise: Denoise, x0: Tensor, hole: Tensor):
         self.denoise, self.x0, self.hole = denoise, x0, hole
 
     @property
     def schedule(self) -> Schedule:
+        """The noise schedule of the denoiser inside."""
         return self.denoise.schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ def counting_on(callback: Callback | None, done: int) -> Callback | None:
 
 
 def noised_again(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, key: Tensor) -> Tensor:
-    """A sample of q(x_t | x_s), s < t, each (1,): alpha_t / alpha_s · x_s, and noise of what variance is then missing."""
+    """A sample of q(x_t | x_s), s < t, each (1,): alpha_t / alpha_s · x_s plus noise of the variance that is missing."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.marginal(t), schedule.marginal(s)
     shrink = alpha_t / alpha_s
     deviation = (sigma_t**2 - (shrink * sigma_s) ** 2).clamp(min=0).sqrt()

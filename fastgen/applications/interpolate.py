@@ -29,11 +29,14 @@ def interpolate(
     settings: Sampling | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Tensor:
-    """n images from a to b, each uint8 (C, H, W): uint8 (n, C, H, W). The first and the last are a and b as the model gives them
-    back, the nearer the more steps are made.
+    """n images from a to b, each uint8 (C, H, W): uint8 (n, C, H, W). The first and the last are a and b as DDIM reconstructs
+    them: more steps reconstruct them better.
 
-    label: of both, where they have the same. guide, batch_size, callback, settings, options: as for Run.sample, but for the
-    sampler, which is DDIM, and so are the errors.
+    label: the class of both, where they have the same. guide, batch_size, callback, settings, options: as for Run.sample, except
+    that the sampler must be "ddim" or "euler".
+
+    Raises ValueError for n below 2, a run of values, images of another shape or dtype, another sampler, and whatever else
+    Run.sample refuses; TypeError and FloatingPointError as Run.sample does.
     """
     expect("n", n, n >= 2, "a whole number >= 2")
     expect_run_of_images(run)

@@ -25,7 +25,7 @@ def upscale(
 ) -> Tensor:
     """uint8 (N, C, h, w) as uint8 (N, C, H, W), the size of the run's images, its factor times h by w.
 
-    label: what the images are of, where that is known. guide, batch_size, callback, settings, options: as for Run.sample,
+    label: the class of the images, where that is known. guide, batch_size, callback, settings, options: as for Run.sample,
     and so are the errors; ValueError, too, for a run that was not trained with the condition low_resolution, and for images of
     another size.
     """

@@ -1,4 +1,4 @@
-"""What the commands that draw have in common: options, reading and writing images, and what is shown on the way."""
+"""What the commands that draw share: options, opening the run, progress and previews, writing the results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingOptions:
+    """Options of every command that draws. Raises ValueError for a preview_every below 1."""
+
     run: tyro.conf.Positional[Path]
     """The folder of a training run."""
     label: tuple[int, ...] = ()
@@ -44,6 +46,8 @@ class DrawingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(DrawingOptions):
+    """Options of the commands that start from an image. Raises ValueError for n below 1."""
+
     image: tyro.conf.Positional[Path]
     """The image, of the size of the run's."""
     n: int = 1
@@ -55,7 +59,7 @@ class ImageOptions(DrawingOptions):
 
 
 class Drawing(TypedDict):
-    """What `Run.sample` and the applications take alike."""
+    """Arguments that `Run.sample` and the applications share."""
 
     label: tuple[int, ...] | None
     guide: "Run | None"
@@ -64,8 +68,9 @@ class Drawing(TypedDict):
 
 
 def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> tuple["Run", Path, Drawing]:
-    """The run, where the results go (`name` in it by default), and what `Run.sample` and the applications take alike. Raises
-    ValueError for a run of values, unless the command takes one."""
+    """The run, the path of the results (by default `name` in the run's folder), and the arguments that `Run.sample` and the
+    applications share. Raises ValueError for a run of values, unless the command takes one, and for a path that cannot be
+    written."""
     from fastgen.applications.batches import expect_run_of_images
     from fastgen.files import images
     from fastgen.files import values as value_files

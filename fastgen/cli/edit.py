@@ -16,6 +16,8 @@ class EditOptions(ImageOptions):
 
 
 def main(arguments: list[str]) -> None:
+    """Edits an image and writes the results. arguments: those after `fastgen edit`. Raises ValueError for an image or an output
+    that does not fit, and as `edit` does."""
     options = tyro.cli(EditOptions, args=arguments, prog="fastgen edit")
     from fastgen.applications.edit import edit, steps_below
     from fastgen.files.images import read_image

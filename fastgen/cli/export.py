@@ -19,6 +19,8 @@ class ExportOptions:
 
 
 def main(arguments: list[str]) -> None:
+    """Writes a run's UNet and scheduler for diffusers. arguments: those after `fastgen export`. Raises ValueError as
+    `fastgen.interchange.export.export` does."""
     options = tyro.cli(ExportOptions, args=arguments, prog="fastgen export")
     from fastgen.interchange.export import export
 

@@ -22,6 +22,8 @@ from fastgen_kernels.dispatch import obstacle, switched_off
 
 
 def main(arguments: list[str]) -> None:
+    """Prints versions and paths of the ops, or a preset's memory. arguments: those after `fastgen info`. Raises ValueError for
+    an unknown preset, and for --batch without --preset."""
     tyro.cli(_info, args=arguments, prog="fastgen info")
 
 
@@ -54,7 +56,7 @@ def _versions() -> dict[str, str]:
 
 
 def _memory(preset: str, batch: int | None) -> dict[str, str]:
-    """The footprint of a preset; where it leaves its images open, they are taken to be in colour, without classes."""
+    """The footprint of a preset; where it names no data, RGB images without classes are assumed."""
     config = lookup("preset", preset, PRESETS)
     if batch is not None:
         config = dataclasses.replace(config, batch_size=batch)

@@ -21,6 +21,8 @@ class InpaintOptions(ImageOptions):
 
 
 def main(arguments: list[str]) -> None:
+    """Fills a hole in an image and writes the results. arguments: those after `fastgen inpaint`. Raises ValueError for an
+    image, a mask or an output that does not fit, and as `inpaint` does."""
     options = tyro.cli(InpaintOptions, args=arguments, prog="fastgen inpaint")
     from fastgen.applications.inpaint import inpaint
     from fastgen.files.images import read_image

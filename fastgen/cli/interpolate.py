@@ -24,6 +24,8 @@ class InterpolateOptions(DrawingOptions):
 
 
 def main(arguments: list[str]) -> None:
+    """Interpolates between two images and writes a grid. arguments: those after `fastgen interpolate`. Raises ValueError for
+    an image or an output that does not fit, and as `interpolate` does."""
     options = tyro.cli(InterpolateOptions, args=arguments, prog="fastgen interpolate")
     from fastgen.applications.interpolate import interpolate
     from fastgen.files.images import read_image, save_images

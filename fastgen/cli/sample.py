@@ -22,6 +22,8 @@ class SampleOptions(DrawingOptions):
 
 
 def main(arguments: list[str]) -> None:
+    """Draws samples and writes them. arguments: those after `fastgen sample`. Raises ValueError for --cuda-graph with
+    --preview-every, for an output that cannot be written, and as `load` and `Run.sample` do."""
     options = tyro.cli(SampleOptions, args=arguments, prog="fastgen sample")
     expect("cuda_graph", True, not (options.cuda_graph and options.preview_every), "False with preview_every")
     from fastgen.files.images import save_images

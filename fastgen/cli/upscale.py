@@ -13,6 +13,8 @@ class UpscaleOptions(ImageOptions):
 
 
 def main(arguments: list[str]) -> None:
+    """Enlarges an image and writes the results. arguments: those after `fastgen upscale`. Raises ValueError for an image or an
+    output that does not fit, and as `upscale` does."""
     options = tyro.cli(UpscaleOptions, args=arguments, prog="fastgen upscale")
     from fastgen.applications.upscale import small_shape, upscale
     from fastgen.files.images import read_image

@@ -21,7 +21,7 @@ from fastgen.errors import did_you_mean, expect
 
 __all__ = ["ImageDataset", "NoTestSplit", "SampleDataset", "open_dataset", "open_held_out"]
 
-ImageDataset = SampleDataset  # its name while it had images alone
+ImageDataset = SampleDataset  # the name from when it held images only
 
 
 def open_dataset(
@@ -53,10 +53,10 @@ def open_dataset(
     possible the channels come first. Arrays of values are any finite numbers, of shape (N, F), a table, or (N, C, L),
     signals; they come as fp32 in their own units, (B, F) or (B, C, L).
 
-    kind: what arrays are, "images" or "values". "auto": floating arrays of two dimensions, which no images are, are
-    values, and all others images: signals, which have as many dimensions as grey images, are not guessed.
+    kind: what arrays are, "images" or "values". "auto": a floating array of two dimensions is a table of values,
+    any other array is images. Signals have as many dimensions as grey images: pass "values" for them.
     split: "train", "test" or "all". Packaged sets hold out a tenth of each class, a folder its subfolder test where
-    it has train and test, a .npz x_test, a DatasetDict what it calls so; for others "train" is everything and "test" an error.
+    it has train and test, a .npz x_test, a DatasetDict its own "test"; for others "train" is everything and "test" an error.
     size: crop the centred square of each image and scale it to size x size; None: all must have one shape.
     channels: 1 or 3; None: as they are; for a folder 1 if all its images are grey, else 3.
     max_broken: unreadable images that are replaced, each by the next good one, and listed in `broken`; one more is
@@ -85,9 +85,9 @@ def open_dataset(
 
 
 def open_held_out(source: Any, data: SampleDataset, size: int | None = None) -> SampleDataset | None:
-    """open_dataset's split "test" of the source that `data` is the training split of; None where there is none.
+    """The split "test" of a source whose training split is `data`; None where there is none. size: as open_dataset takes it.
 
-    Raises ValueError where a model of `data` could not take it."""
+    Raises ValueError where its shape or its classes are not those of `data`."""
     try:
         channels = data.shape[0] if data.kind == "images" else None
         held_out = open_dataset(source, split="test", size=size, channels=channels, kind=data.kind)

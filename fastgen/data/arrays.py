@@ -1,4 +1,4 @@
-"""Samples that lie in one array, in memory, in a .npy or in a .npz: images as uint8, values, which are no pixels, as fp32."""
+"""Samples that lie in one array, in memory, in a .npy or in a .npz: images as uint8, values as fp32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,9 +51,11 @@ class ArraySource:
         return f"an array of shape {tuple(self.samples.shape)}"
 
     def name(self, index: int) -> str:
+        """The sample in a message: "row 17"."""
         return f"row {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
+        """Row `index` of `samples`, uint8 (C, H, W) or fp32 values, and its label or None."""
         return self.samples[index].numpy(), None if self.labels is None else int(self.labels[index])
 
 
@@ -79,9 +81,12 @@ class MappedSource:
         self.__dict__ = {**state, "array": load(state["path"])}
 
     def name(self, index: int) -> str:
+        """The sample in a message: "row 17"."""
         return f"row {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
+        """Row `index` as `convert` makes it, uint8 (C, H, W) or fp32 values, and None for its label. Raises ValueError as
+        `convert` does."""
         return self.convert(np.array(self.array[index : index + 1]))[0], None
 
 

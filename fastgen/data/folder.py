@@ -17,8 +17,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 class FolderSource:
     """A `Source` of the image files under a folder, in the order of their names.
 
-    split: with subfolders train and test, "train" and "test" are these and "all" both; else "train" and "all" are
-    everything. Raises ValueError when there is no image, no test split, or an image beside class folders.
+    split: "train", "test" or "all". A folder with subfolders train and test has all three; in any other, "train" and
+    "all" are every image. Raises ValueError when there is no image, no test split, or an image beside class folders.
     """
 
     fixed = True
@@ -41,9 +41,11 @@ class FolderSource:
         return str(self.folder)
 
     def name(self, index: int) -> str:
+        """The path of the file relative to the folder."""
         return os.path.relpath(self.paths[index], self.folder)
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
+        """The image of a file, uint8 (C, H, W), and its label or None. Raises BrokenImage for a file that cannot be decoded."""
         try:
             return decode(self.paths[index], self.size, self.channels), self.labels[index]
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
@@ -94,7 +96,7 @@ def _is_image(name: str) -> bool:
 
 
 def _is_grey(path: str) -> bool:
-    """Whether the file's header says so; True for a broken file, which has no say."""
+    """Whether the file's header says so; True for a broken file, so that it does not decide."""
     try:
         with Image.open(path) as image:
             return image.mode in GREY_MODES

@@ -46,9 +46,12 @@ class HuggingFaceSource:
         return "a datasets.Dataset"
 
     def name(self, index: int) -> str:
+        """The sample in a message: "row 17"."""
         return f"row {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
+        """A row's image, uint8 (C, H, W), and its label or None. Raises BrokenImage for an image that cannot be decoded,
+        ValueError for a label that is not one of the classes."""
         row = self.dataset[index]
         label = None if self.label is None else row[self.label]
         if self.classes is not None and label not in range(len(self.classes)):
@@ -61,6 +64,7 @@ class HuggingFaceSource:
 
     @cached_property
     def classes(self) -> list[str] | None:
+        """The names of the ClassLabel feature, in the order of their labels; None without such a column."""
         return None if self.label is None else list(self.dataset.features[self.label].names)
 
 
@@ -78,7 +82,8 @@ def is_saved(folder: Path) -> bool:
 
 
 def load_saved(folder: Path) -> Any:
-    """What save_to_disk wrote. Raises ModuleNotFoundError without the package, ValueError for a folder that it cannot read."""
+    """The Dataset or DatasetDict that save_to_disk wrote. Raises ModuleNotFoundError without the package, ValueError for a folder
+    that it cannot read."""
     expect_package("datasets", f'open_dataset("{folder}"), which save_to_disk wrote,')
     import datasets
 
@@ -89,8 +94,8 @@ def load_saved(folder: Path) -> Any:
 
 
 def pick_split(source: Any, split: str) -> Any:
-    """The Dataset that is the split of a DatasetDict, "all" for its parts together, or of a Dataset, which has no others than
-    "train" and "all". Raises ValueError, NoTestSplit for "test", where there is none."""
+    """A split of a DatasetDict, or "all" of them concatenated; a Dataset itself, as "train" or "all". Raises ValueError for a
+    split that there is not, which is NoTestSplit for "test"."""
     if not isinstance(source, dict):
         if split == "test":
             raise NoTestSplit("split: expected 'train' or 'all' for a datasets.Dataset, which has no splits, got 'test'")

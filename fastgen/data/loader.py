@@ -1,4 +1,4 @@
-"""A DataLoader, or any iterable of images, with its batches cut anew."""
+"""A DataLoader, or any iterable of images, regrouped into batches of the size asked for."""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property

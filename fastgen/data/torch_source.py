@@ -33,9 +33,12 @@ class DatasetSource:
         return type(self.dataset).__name__
 
     def name(self, index: int) -> str:
+        """The sample in a message: "item 17"."""
         return f"item {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
+        """An item's image, uint8 (C, H, W), and its label or None. Raises BrokenImage where reading it raises OSError or
+        SyntaxError, ValueError for an item that is not an image, or whose label is not one of the classes."""
         image, label = self._item(index)
         if label is not None and self.names and label >= len(self.names):
             raise ValueError(f"labels: expected one of {len(self.names)} classes in a {self}, got {label} in item {index}")
@@ -79,7 +82,7 @@ class DatasetSource:
 
 
 def is_map_style(source: Any) -> bool:
-    """Whether samples can be had by index: len() and [index], as a torch Dataset that is no IterableDataset has."""
+    """Whether samples can be had by index: len() and [index], as a torch Dataset has unless it is an IterableDataset."""
     if isinstance(source, IterableDataset | dict):
         return False
     return hasattr(source, "__len__") and hasattr(source, "__getitem__")

@@ -19,7 +19,7 @@ CHUNK = 4096  # samples measured at a time
 
 @dataclass(frozen=True)
 class Values:
-    """What a run keeps of its values, in their own units.
+    """The statistics of its values that a run keeps, in their own units.
 
     shape: (F,) of a table's rows, or (C, L) of signals. mean, std: of each feature or channel over the training split; std is 0
     where it is constant. features: the names of the features or channels; None where they have none."""

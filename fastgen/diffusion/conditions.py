@@ -18,24 +18,25 @@ from fastgen.functional import philox_uniform
 
 
 class Condition(Protocol):
-    """What the network sees of images."""
+    """The further input channels that are made from images."""
 
     def channels(self, channels: int) -> int:
         """How many channels it has for images of `channels`."""
         ...
 
     def __call__(self, x0: Tensor, key: Tensor) -> Tensor:
-        """floating (N, self.channels(C), H, W) of x0 (N, C, H, W) in [-1, 1]; key: int64 (N, 4), of what is random in it."""
+        """floating (N, self.channels(C), H, W) of x0 (N, C, H, W) in [-1, 1]; key: int64 (N, 4), for random conditions."""
         ...
 
 
 @dataclass(frozen=True)
 class LowResolution:
-    """The mean of each square of factor by factor pixels, repeated over the square: what a model that upscales sees."""
+    """The mean of each square of factor by factor pixels, repeated over the square: the condition of a model that upscales."""
 
     factor: int
 
     def channels(self, channels: int) -> int:
+        """As many as the images have."""
         return channels
 
     def __call__(self, x0: Tensor, key: Tensor) -> Tensor:
@@ -44,9 +45,10 @@ class LowResolution:
 
 @dataclass(frozen=True)
 class Hole:
-    """The image with a random rectangle of zeros, and where that is: what a model that inpaints sees."""
+    """The image with a random rectangle of zeros, and its mask: the condition of a model that inpaints."""
 
     def channels(self, channels: int) -> int:
+        """One more than the images have, for the mask."""
         return channels + 1
 
     def __call__(self, x0: Tensor, key: Tensor) -> Tensor:

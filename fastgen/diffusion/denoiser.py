@@ -17,16 +17,19 @@ ALWAYS = Guidance().interval
 class Denoise(Protocol):
     """The contract of samplers, likelihoods and applications: denoise(x_t, t) -> x0_hat, an estimate of the clean sample.
 
-    x_t: (N, *S) floating, alpha(t)·x0 + sigma(t)·eps on `schedule`. t: (N,) or 0-dim, in [0, 1]. x0_hat: of x_t's shape. Whatever
-    can be called so and has a schedule is one."""
+    x_t: (N, *S) floating, alpha(t)·x0 + sigma(t)·eps on `schedule`. t: (N,) or 0-dim, in [0, 1]. x0_hat: of x_t's shape. Any
+    callable of this form with a `schedule` is one."""
 
     @property
-    def schedule(self) -> Schedule: ...
+    def schedule(self) -> Schedule:
+        """The noise schedule that x_t and t follow."""
+        ...
+
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor: ...
 
 
 def expect_denoise(denoise: object) -> None:
-    """Raises TypeError for what cannot be called or has no schedule: a network, say, or a function."""
+    """Raises TypeError for an object that is not callable or has no schedule, such as a bare network or function."""
     if not callable(denoise) or getattr(denoise, "schedule", None) is None:
         found = f"{type(denoise).__name__} {getattr(denoise, '__qualname__', '')}".rstrip()
         raise TypeError(f"denoise: expected a callable with a .schedule, as Diffusion.denoiser makes it, got {found}")
@@ -39,7 +42,7 @@ class Denoiser:
     preconditioning(alpha, sigma) -> c_in, c_skip, c_out: what the network predicts, a row of `PREDICTIONS`.
 
     guidance.guidance: w of out = other + w · (net(x_t, label, context) - other), where w = 1 is the network itself, in one
-    forward of N. What `other` is makes the kind of guidance:
+    forward of N. The kind of guidance depends on `other`:
       by default           the network without a condition: the null label, a context of zeros (classifier-free guidance, Ho &
                            Salimans 2022, arXiv:2207.12598, eq. 6), in one forward of 2N
       negative_label,      the network under a negative condition, of label's and context's shape, in the same forward
@@ -126,7 +129,7 @@ def rescaling(out: Tensor, other: Tensor, w: float | Tensor, phi: float) -> Tens
 
 
 def null_label(net: nn.Module) -> int | None:
-    """The label that stands for none, num_classes; None for a network that has no classes, or no label beyond them."""
+    """The label of the unconditional model, num_classes; None for a network without classes, or without such a label."""
     return getattr(net, "num_classes", None) if getattr(net, "has_null_label", True) else None
 
 

@@ -1,7 +1,7 @@
 """How likely a diffusion model finds data: by the probability-flow ODE, and as a variational bound.
 
 Both take a `Denoise` and a falling grid of `times`, (steps + 1,), as the samplers do, here ending before t = 0, where noise is
-left: `samplers.log_snr_times(schedule, steps)[:-1]` say. Their prior is what samplers start from, N(0, sigma(times[0])²).
+left, such as `time_grids.log_snr_times(schedule, steps)[:-1]`. The prior is where samplers start, N(0, sigma(times[0])²).
 """
 
 import math

@@ -20,8 +20,8 @@ class DiffusionObjective(nn.Module):
 
     times: how t is drawn, a name in TIME_DRAWS. loss: "mse", "l1", "huber" or "charbonnier". label_dropout: the share of samples
     that lose their label and context, so that guidance has an unconditional model. strata: the global batch size of "stratified"
-    and "low_discrepancy" times, the batch's own when None. condition: what the network sees of x0, as channels after those of
-    x_t.
+    and "low_discrepancy" times, the batch's own when None. condition: made from x0 and concatenated to x_t, as further
+    channels. Raises ValueError for an unknown `times` and for a label_dropout outside of [0, 1].
     """
 
     def __init__(
@@ -103,7 +103,7 @@ def _logit_normal(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor
 
 
 def _edm(key: Tensor, strata: int | None, schedule: Schedule) -> Tensor:
-    """ln(sigma / alpha) ~ N(-1.2, 1.2²) (Karras et al. 2022, arXiv:2206.00364, table 1), within what the schedule has."""
+    """ln(sigma / alpha) ~ N(-1.2, 1.2²) (Karras et al. 2022, arXiv:2206.00364, table 1), clamped to the schedule's range."""
     return schedule.time(-2 * (1.2 * philox_normal((key.shape[0],), key) - 1.2))
 
 

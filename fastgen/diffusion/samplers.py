@@ -126,7 +126,7 @@ def one_evaluation_a_step(
 
 
 def checked(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A sampler that raises for what is no denoise, for times that do not fall and for what comes to be NaN or infinite.
+    """The sampler with checks: it raises for an invalid denoise, for times that do not fall and for NaN or infinite results.
 
     The host reads the times before the first step and what became of each after the last, and nothing between; nothing at all
     while a CUDA graph is captured.

@@ -19,7 +19,7 @@ __all__ = ["EDM", "SCHEDULES", "Discrete", "RectifiedFlow", "Schedule", "cosine"
 
 
 class Schedule(ABC):
-    """alpha and sigma of x_t = alpha(t)·x0 + sigma(t)·eps. t: floating, of any shape, in [0, 1]; what is returned has its
+    """alpha and sigma of x_t = alpha(t)·x0 + sigma(t)·eps. t: floating, of any shape, in [0, 1]; results have its
     shape, in fp32, or fp64 where t is."""
 
     zero_terminal_snr: bool
@@ -54,7 +54,7 @@ class RectifiedFlow(Schedule):
     """alpha = 1 - sigma: straight lines from data to noise (Liu et al. 2023, arXiv:2209.03003, eq. 1).
 
     sigma = t; with a shift it is shift·t / (1 + (shift - 1)·t), which spends more of [0, 1] on noise (Stable Diffusion 3, Esser
-    et al. 2024, arXiv:2403.03206, eq. 23).
+    et al. 2024, arXiv:2403.03206, eq. 23). Raises ValueError for a shift that is not a finite number > 0.
     """
 
     zero_terminal_snr = True
@@ -88,7 +88,9 @@ class EDM(Schedule):
 
     sigma(t) = sigma_min · ((1 + r·t)^rho - 1), with r such that sigma(1) = sigma_max: the paper's curve of time steps (eq. 5)
     less its sigma_min, so that t = 0 is clean and the curve is smooth and has an inverse from end to end. Uniform times are then
-    nearly the paper's grid (`samplers.karras_times` is that grid itself), and a network reads t for the paper's log(sigma) / 4.
+    nearly the paper's grid (`time_grids.karras_times` is that grid itself), and a network reads t for the paper's log(sigma) / 4.
+
+    Raises ValueError unless 0 < sigma_min < sigma_max < inf and 0 < rho < inf.
     """
 
     zero_terminal_snr = False
@@ -124,6 +126,8 @@ class Discrete(Schedule):
     Index i lies at t = (i + 1) / T, where alpha² is exactly prod(1 - betas[: i + 1]). Between the grid's points log(alpha²) is
     linear in t, that is, beta is piecewise constant; `stepwise`, all of (i / T, (i + 1) / T] has the noise of index i, as a
     network that was trained on the T indices alone has seen it.
+
+    betas: (T,) in [0, 1], kept in fp64 on the CPU. Raises ValueError for other shapes and values.
     """
 
     def __init__(self, betas: Tensor, *, stepwise: bool = False):

@@ -16,7 +16,7 @@ Device = torch.device | str | None
 
 
 def uniform_times(steps: int, device: Device = None) -> Tensor:
-    """1 to 0 in equal steps."""
+    """1 to 0 in equal steps. Raises ValueError for steps that are not a whole number >= 1."""
     expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
     return torch.linspace(1, 0, steps + 1, device=device)
 

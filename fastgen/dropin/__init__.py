@@ -31,8 +31,8 @@ def optimize(
         activations then take too; "auto": where the model is on a GPU.
     backend: "triton" requires the kernels to run on the model's device; "auto" takes their references where they do not.
 
-    Raises TypeError for what is no nn.Module, ValueError for other options, for a model under FSDP, and for backend "triton"
-    where the kernels do not run.
+    Raises TypeError for an object that is not an nn.Module, ValueError for other options, for a model under FSDP, and for
+    backend "triton" where the kernels do not run.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")

@@ -9,7 +9,7 @@ class DiffusionModel(nn.Module):
     """DiffusionModel(input_dim)(x, t) -> out, of x's shape: a UNet of three levels with 64 to 128 channels.
 
     x: (N, input_dim, H, W), H and W multiples of 4. t: (N,) in [0, 1]. What `out` means is the prediction it is trained for.
-    It has no classes and no context. `UNet` has every choice. Raises ValueError for sizes that are no multiples of 4, and for a
+    It has no classes and no context. `UNet` has every choice. Raises ValueError for sizes that are not multiples of 4, and for a
     label or context.
     """
 

@@ -47,7 +47,7 @@ def load_document(folder: Path, name: str) -> Any:
 
 
 def steps(checkpoints: Path) -> list[int]:
-    """The steps of the checkpoints in a folder of them, ascending. Names that are no number are passed over."""
+    """The steps of the checkpoints in a folder of them, ascending. Names that are not numbers are skipped."""
     return sorted(int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdigit())
 
 

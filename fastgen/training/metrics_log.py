@@ -107,16 +107,19 @@ class TensorBoard:
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def write(self, *, step: int, **values: float) -> None:
+        """Adds a scalar for each value, and flushes."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def image(self, name: str, path: Path, step: int) -> None:
+        """Adds the image file at `path`, as RGB, and flushes."""
         with Image.open(path) as image:
             self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:
+        """Writes pending events and closes the file."""
         self._writer.close()
 
 
@@ -141,10 +144,13 @@ class WeightsAndBiases:
         self._image = wandb.Image
 
     def write(self, *, step: int, **values: float) -> None:
+        """Logs the values at this step."""
         self._run.log(values, step=step)
 
     def image(self, name: str, path: Path, step: int) -> None:
+        """Logs the image file at `path`."""
         self._run.log({name: self._image(str(path))}, step=step)
 
     def close(self) -> None:
+        """Finishes the W&B run."""
         self._run.finish()

@@ -1,4 +1,4 @@
-"""What a run says of itself on the way, without waiting for the device."""
+"""Metrics and the progress bar of a training run, written without waiting for the device."""
 
 import math
 import time

@@ -168,7 +168,7 @@ def update_kernel(
 
 @triton.jit
 def update(param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, first_ptr, second_ptr, copy_ptr, e, inside, numbers, weights):
-    """The step, copies and averages of elements e; the pointer of what is absent is None. numbers, weights: of prepare_kernel."""
+    """The step, copies and averages of elements e; pointers of absent tensors are None. numbers, weights: of prepare_kernel."""
     p = tl.load(param_ptr + e, inside)
     if grad_ptr is not None:
         scale, shrink, one_minus_beta1, beta2, one_minus_beta2, step_size, correction, eps = numbers

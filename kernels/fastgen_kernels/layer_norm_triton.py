@@ -79,7 +79,7 @@ def backward_kernel(
     C: tl.constexpr, COMPUTE: tl.constexpr, UNIT: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """dx = rstd (p - mean(p) - xhat mean(p xhat)) + dtotal with p = weight dy, and, in two planes (programs, C), the sums of
-    xhat dy and of dy over the rows of a program; the pointer of what is not wanted is None."""
+    xhat dy and of dy over the rows of a program; the pointer of an unwanted one is None."""
     i, c = tl.arange(0, HEIGHT), tl.arange(0, WIDTH)[None, :]
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + c, c < C, 0.0).to(COMPUTE)

@@ -25,7 +25,7 @@ class Plan:
     keys: int  # of a tile
     warps: int
     stages: int = 1
-    whole: bool = False  # columns that are no power of 2 are padded to one, not split
+    whole: bool = False  # columns that are not a power of 2 are padded to one, not split
 
 
 def forward_plan(q: Tensor, keys: int) -> Plan:
@@ -35,7 +35,7 @@ def forward_plan(q: Tensor, keys: int) -> Plan:
     if q.itemsize > 2:
         return Plan("tiled", 32, 32, 4)
     most = 256 if is_hopper(q.device) else 128
-    spills = tile == 256 and d > 64 and keys % 16 > 0  # what is no multiple of 16 takes registers for addresses
+    spills = tile == 256 and d > 64 and keys % 16 > 0  # other sizes than multiples of 16 take registers for addresses
     if d > 128 or tile > most or spills:
         return Plan("tiled", 128, 64, 8, 2)
     return Plan("short", 64, tile, 8 if tile == 256 else 4)

@@ -102,7 +102,7 @@ def candidates(
 
 
 def warps(wanted: float) -> int:
-    """2 at least, as addresses of what is not aligned take many registers, and 16 at most, which leaves 128 for a lane."""
+    """2 at least, as addresses of unaligned elements take many registers, and 16 at most, which leaves 128 for a lane."""
     return min(16, max(2, int(wanted)))
 
 
