@@ -1,6 +1,8 @@
 """optimize where models are trained on several processes, under accelerate, sharded, compiled or exported."""
 
+import os
 import socket
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -49,6 +51,11 @@ def in_processes(worker, *arguments):
 
 def _start(rank, worker, address, *arguments):
     torch.set_num_threads(1)
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        from proof.interpreter import quicken, round_products_once  # as in conftest.py, which these processes do not import
+
+        quicken()
+        round_products_once()
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     try:
         worker(rank, *arguments)
