@@ -30,7 +30,7 @@ def test_registered():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algorithm", "layout"), zip(ALGORITHMS, ("contiguous", "channels_last", "permuted"), strict=True))
+@pytest.mark.parametrize(("algorithm", "layout"), [*zip(ALGORITHMS, ("contiguous", "channels_last", "permuted"), strict=True)])
 def test_differentiates(monkeypatch, algorithm, layout):
     force(monkeypatch, algorithm)
     assert_differentiates(partial(op, groups=2), *inputs((2, 4, 3), layout=layout))
