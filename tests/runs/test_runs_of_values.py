@@ -163,7 +163,7 @@ def test_one_feature_has_a_picture(tmp_path):
         ({"data": DataConfig("wine", shift=1)}, "data.shift: expected 0 for tables and signals"),
         ({"model": VAEConfig(), "diffusion": None}, "model: expected a UNet for values, got VAE"),
         ({"data": DataConfig("wine", size=8)}, "size: expected None for wine .* which is read as values, got 8"),
-        ({"data": DataConfig("digits", "values")}, '"digits" has images'),
+        ({"data": DataConfig("digits", "values")}, "kind: expected 'images' or 'auto' for 'digits'"),
     ],
 )
 def test_what_values_cannot_be_trained_with(changes, message, tmp_path):
