@@ -1,0 +1,1 @@
+"""Diffusion: schedules, the process, the objective, denoisers, samplers and likelihoods."""

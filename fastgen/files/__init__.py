@@ -1,0 +1,1 @@
+"""Files written for people: images, tables of values, plots."""

@@ -1,0 +1,1 @@
+"""Training: the recipe, and what it is made of."""
