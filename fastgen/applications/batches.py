@@ -33,7 +33,7 @@ def draw_each(run: Run, draw: Callable[..., Tensor], label: Label, seed: int, ba
 def expect_run_of_images(run: Run) -> None:
     """Raises ValueError for a run of values."""
     if run.values is not None:
-        raise ValueError(f"run: expected one of images, got one of values, {str(run.path)!r}, which `sample` alone takes")
+        raise ValueError(f"run: expected a run of images, got a run of values, {str(run.path)!r}; only `sample` takes one")
 
 
 def check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:

@@ -217,11 +217,11 @@ def test_an_npz_is_read_again_and_an_npy_has_the_numbers_alone(done, tmp_path):
         ("sample wine --label 3", "label: expected a class from 0 to 2, got 3"),
         (
             "inpaint wine image.png image.png",
-            "run: expected one of images, got one of values, 'wine', which `sample` alone takes",
+            "run: expected a run of images, got a run of values, 'wine'; only `sample` takes one",
         ),
-        ("edit wine image.png", "run: expected one of images, got one of values"),
-        ("interpolate waves image.png image.png", "run: expected one of images, got one of values"),
-        ("upscale waves image.png", "run: expected one of images, got one of values"),
+        ("edit wine image.png", "run: expected a run of images, got a run of values"),
+        ("interpolate waves image.png image.png", "run: expected a run of images, got a run of values"),
+        ("upscale waves image.png", "run: expected a run of images, got a run of values"),
         ("export wine", "run: expected one of a UNet of diffusers"),
         ("train wine --data.flip --out new", "data.flip: expected False for tables and signals, got True"),
         ("train digits --data.source wine --out new", "model.multipliers: expected one level for the rows of a table"),
@@ -241,7 +241,7 @@ def test_applications_refuse_a_run_of_values():
         lambda: interpolate(run, images[0], images[0]),
         lambda: upscale(run, images),
     ):
-        with pytest.raises(ValueError, match="run: expected one of images, got one of values, 'wine'"):
+        with pytest.raises(ValueError, match="run: expected a run of images, got a run of values, 'wine'"):
             call()
 
 
