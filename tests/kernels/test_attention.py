@@ -3,11 +3,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
 
 from fastgen.functional import attention, attention_qkv
-
-OP_INFO = next(op for op in op_db if op.name == "nn.functional.scaled_dot_product_attention")
+from tests.helpers.op_info import op_info
 
 # N, H, S, S_k, D
 SHAPES = [
@@ -117,10 +115,11 @@ def test_autocast_casts_as_sdpa_does(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_op_info(dtype):
-    samples = [(s.input, *s.args) for s in OP_INFO.sample_inputs("cpu", dtype) if s.input.dim() == 4]
+    info = op_info("nn.functional.scaled_dot_product_attention")
+    samples = [(s.input, *s.args) for s in info.sample_inputs("cpu", dtype) if s.input.dim() == 4]
     assert samples
     for q, k, v in samples:
-        ours, stock, truth = attention(q, k, v), OP_INFO.op(q, k, v), exact(q, k, v)
+        ours, stock, truth = attention(q, k, v), info.op(q, k, v), exact(q, k, v)
         assert (ours - truth).abs().max() <= 2 * (stock - truth).abs().max()
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton
-from torch.testing._internal.common_methods_invocations import op_db
 
 from fastgen.functional import attention, attention_qkv
 from fastgen.models.layers import GroupNorm, Residual, SelfAttention
@@ -45,12 +44,12 @@ from proof.laboratory.soundness import assert_sound
 from proof.laboratory.strategies import examples, given, gradient_layouts, st
 from proof.laboratory.tensors import random, upstream
 from tests.helpers.all_pairs import all_pairs
+from tests.helpers.op_info import op_info
 
 pytestmark = pytest.mark.kernels
 
 # Weights are rounded to the dtype before they are multiplied with values, ours and PyTorch's; what they add up to may be small.
 assert_as_accurate = partial(accuracy.assert_as_accurate, cancels=True)
-OP_INFO = next(op for op in op_db if op.name == "nn.functional.scaled_dot_product_attention")
 ALGORITHMS = ("short", "tiled")
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -297,7 +296,8 @@ def test_any_tensors(n, h, s, keys, d, layout, gradients, algorithm, masked):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_op_info(dtype):
-    samples = [s for s in OP_INFO.sample_inputs(DEVICE, dtype, requires_grad=True) if s.input.dim() == 4]
+    info = op_info("nn.functional.scaled_dot_product_attention")
+    samples = [s for s in info.sample_inputs(DEVICE, dtype, requires_grad=True) if s.input.dim() == 4]
     plain = [s for s in samples if not s.kwargs.get("is_causal") and s.kwargs.get("attn_mask") is None]
     plain = [s for s in plain if not s.kwargs.get("dropout_p") and not s.kwargs.get("enable_gqa")]
     assert plain

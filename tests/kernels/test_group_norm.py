@@ -1,12 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
 
 from fastgen import functional
 from fastgen.functional import add_group_norm
+from tests.helpers.op_info import op_info
 
-OP_INFO = next(op for op in op_db if op.name == "nn.functional.group_norm")
 OPTIONS = ("weight", "bias", "scale", "shift", "pre_bias", "residual")
 
 SHAPES = [
@@ -233,10 +232,11 @@ def test_autocast_has_no_effect(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("noncontiguous", [False, True])
 def test_op_info(dtype, noncontiguous):
-    for sample in OP_INFO.sample_inputs("cpu", dtype, requires_grad=True):
+    info = op_info("nn.functional.group_norm")
+    for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
         sample = sample.noncontiguous() if noncontiguous else sample
         ours = group_norm(sample.input, *sample.args, **sample.kwargs)
-        theirs = OP_INFO.op(sample.input, *sample.args, **sample.kwargs)
+        theirs = info.op(sample.input, *sample.args, **sample.kwargs)
         torch.testing.assert_close(ours, theirs)
         if theirs.requires_grad and theirs.numel():
             grads = [torch.autograd.grad(y, sample.input, torch.ones_like(y))[0] for y in (ours, theirs)]
@@ -244,7 +244,8 @@ def test_op_info(dtype, noncontiguous):
 
 
 def test_op_info_errors():
-    for case in OP_INFO.error_inputs("cpu"):
+    info = op_info("nn.functional.group_norm")
+    for case in info.error_inputs("cpu"):
         sample = case.sample_input
         with pytest.raises((TypeError, ValueError), match=r": expected .*, got "):
             group_norm(sample.input, *sample.args, **sample.kwargs)

@@ -5,7 +5,6 @@ from math import prod
 
 import pytest
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
 
 from fastgen.functional import group_norm
 from fastgen_kernels.group_norm import _group_norm, _group_norm_backward
@@ -14,10 +13,10 @@ from proof.laboratory.device import DEVICE, interpreter_only
 from proof.laboratory.strategies import dtypes, examples, given, gradient_layouts, layouts, shapes, st
 from proof.laboratory.tensors import LAYOUTS, random
 from tests.helpers.group_norm_problems import ALGORITHMS, OPTIONS, doubled, force, inputs, op, reference
+from tests.helpers.op_info import op_info
 
 pytestmark = pytest.mark.kernels
 
-OP_INFO = next(op for op in op_db if op.name == "nn.functional.group_norm")
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -204,9 +203,10 @@ def test_empty(shape):
 
 @pytest.mark.slow
 def test_op_info():
-    for sample in OP_INFO.sample_inputs(DEVICE, torch.float32, requires_grad=True):
+    info = op_info("nn.functional.group_norm")
+    for sample in info.sample_inputs(DEVICE, torch.float32, requires_grad=True):
         for call in (sample, sample.noncontiguous()):
-            ours, theirs = (f(call.input, *call.args, **call.kwargs) for f in (group_norm, OP_INFO.op))
+            ours, theirs = (f(call.input, *call.args, **call.kwargs) for f in (group_norm, info.op))
             torch.testing.assert_close(ours, theirs)
             if theirs.numel():
                 leaves = [x for x in (call.input, *call.args, *call.kwargs.values()) if isinstance(x, torch.Tensor)]

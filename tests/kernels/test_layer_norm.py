@@ -1,16 +1,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
 
 from fastgen import functional
 from fastgen.functional import add_layer_norm
 from proof.laboratory.tensors import FLOATS
+from tests.helpers.op_info import op_info
 from tests.helpers.paths import by_reference, in_pairs
 
 pytestmark = pytest.mark.usefixtures("path")
 
-OP_INFO = next(op for op in op_db if op.name == "nn.functional.layer_norm")
 OPTIONS = ("weight", "bias", "residual")
 CHOICES = [(), ("weight",), ("bias",), ("weight", "bias"), ("residual",), OPTIONS]
 SHAPES = [(7,), (3, 16), (2, 3, 37), (2, 1, 3, 5), (3, 2)]
@@ -220,12 +219,13 @@ def test_autocast_has_no_effect(dtype):
 
 @pytest.mark.parametrize("noncontiguous", [False, True])
 def test_op_info(noncontiguous):
-    for sample in OP_INFO.sample_inputs(torch.get_default_device(), torch.float32, requires_grad=True):
+    info = op_info("nn.functional.layer_norm")
+    for sample in info.sample_inputs(torch.get_default_device(), torch.float32, requires_grad=True):
         sample = sample.noncontiguous() if noncontiguous else sample
         (normalized, *args), kwargs = sample.args, sample.kwargs
         if len(normalized) != 1:
             continue
-        ours, theirs = layer_norm(sample.input, *args, **kwargs), OP_INFO.op(sample.input, normalized, *args, **kwargs)
+        ours, theirs = layer_norm(sample.input, *args, **kwargs), info.op(sample.input, normalized, *args, **kwargs)
         torch.testing.assert_close(ours, theirs)
         if theirs.numel():
             grads = [torch.autograd.grad(y, sample.input, torch.ones_like(y))[0] for y in (ours, theirs)]
