@@ -152,14 +152,15 @@ def unpictured():
 
 @pytest.fixture(scope="session")
 def trained(made_once):
-    """trained("mnist"): the run that `fastgen train mnist` leaves, trained as a user does."""
+    """trained("mnist"): the run that `fastgen train mnist` leaves, trained as a user does, but on one thread: another core runs
+    other tests."""
     from fastgen import load
     from tests.helpers.command import run
 
     @cache
     def trained(preset):
         def train(folder):
-            result = run("train", preset, "--out", "run", cwd=folder, timeout=3_600)
+            result = run("train", preset, "--threads", "1", "--out", "run", cwd=folder, timeout=3_600)
             assert result.returncode == 0, result.stderr
 
         return load(made_once(preset, train) / "run")

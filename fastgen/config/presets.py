@@ -9,14 +9,14 @@ PRESETS: dict[str, TrainConfig] = {
         data=DataConfig("mnist"),
         model=UNetConfig(channels=16, multipliers=(1, 2), blocks=1, attention_levels=(), head_dim=32, groups=8, patch=2),
         diffusion=DiffusionConfig(times="logit_normal"),
-        steps=2_600,
+        steps=2_400,
         batch_size=32,
         lr=3e-3,
         warmup=50,
         ema=0.99,
-        threads=1,
-        sample_every=650,
-        checkpoint_every=650,
+        threads=2,
+        sample_every=1_200,
+        checkpoint_every=1_200,
     ),
     "mnist-vae": TrainConfig(
         data=DataConfig("mnist", shift=1),
@@ -66,9 +66,17 @@ PRESETS: dict[str, TrainConfig] = {
 # Half of the labels are left out in training, since one may or may not know what an image is of.
 PRESETS |= {
     "mnist-upscale": replace(
-        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="low_resolution")
+        PRESETS["mnist"],
+        diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="low_resolution"),
+        steps=2_600,
+        sample_every=1_300,
+        checkpoint_every=1_300,
     ),
     "mnist-inpaint": replace(
-        PRESETS["mnist"], diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="hole")
+        PRESETS["mnist"],
+        diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="hole"),
+        steps=2_600,
+        sample_every=1_300,
+        checkpoint_every=1_300,
     ),
 }

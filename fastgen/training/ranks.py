@@ -36,6 +36,12 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def cores() -> int:
+    """Processor cores for this process: those of the machine, shared evenly by the ranks on it (torchrun's LOCAL_WORLD_SIZE); at
+    least 1. More threads than that wait for one another: a step then takes several times as long."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """A context in which the processes are connected, GPUs by NCCL and processors by gloo. It does nothing where they are

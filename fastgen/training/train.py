@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from fastgen.training.progress import Progress, expect_finite
 from fastgen.training.ranks import (
     Vote,
     accumulating,
+    cores,
     distribute,
     expect_own_device,
     gathered,
@@ -78,7 +78,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     expect_writer(config.log_to)
     deadline = time.monotonic() + 60 * (config.max_minutes or math.inf)
     if config.threads is not None:
-        torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
+        torch.set_num_threads(min(config.threads, cores()))
     device = resolve_device(config.device)
     expect_own_device(config.device, device)
     precision = resolve_precision(device, config.precision)
