@@ -14,6 +14,7 @@ from fastgen.errors import expect, lookup
 from fastgen.interchange.init_from import starting_from
 
 USAGE = f"""usage: fastgen train PRESET [--out RUN] [--config FILE] [--init-from PATH] [--resume] [OPTIONS]
+       fastgen train --out RUN --resume [OPTIONS]
 
 Presets: {", ".join(PRESETS)}. `fastgen train PRESET --help` has its options."""
 
@@ -46,24 +47,27 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
-    preset = arguments[0]
-    settings = lookup("preset", preset, PRESETS)
-    given, prog, out = arguments[1:], f"fastgen train {preset}", Path("runs") / preset
+    preset: str | None
+    if arguments[0].startswith("-") and "--resume" in arguments:  # the run knows its settings
+        preset, prog, given, out = None, "fastgen train", arguments, Path()
+    else:
+        preset, prog, given, out = arguments[0], f"fastgen train {arguments[0]}", arguments[1:], Path("runs") / arguments[0]
+    settings = TrainConfig() if preset is None else lookup("preset", preset, PRESETS)
     run, _ = tyro.cli(RunOptions, args=given, default=RunOptions(out), prog=prog, add_help=False, return_unknown_args=True)
     if run.resume:
         kept = run.out / "config.yaml"
         expect("resume", str(run.out), kept.is_file(), "the folder of a run, with its config.yaml")
-        settings = load_yaml(kept, settings)
+        settings = load_yaml(kept)
     if run.config is not None:
         settings = load_yaml(run.config, settings)
     if run.init_from is not None:
         settings = starting_from(settings, run.init_from)
     # Again, now that the files have said what the defaults are.
     options = tyro.cli(TrainOptions, args=given, default=TrainOptions(out, settings=settings), prog=prog)
-    _train(options, preset)
+    _train(options, prog)
 
 
-def _train(options: TrainOptions, preset: str) -> None:
+def _train(options: TrainOptions, command: str) -> None:
     from fastgen.training.ranks import rank  # torch takes a second to import: after the options are known to be right
     from fastgen.training.train import train
 
@@ -71,7 +75,7 @@ def _train(options: TrainOptions, preset: str) -> None:
     say = print if rank() == 0 else lambda message: None
     outcome = train(config, out, resume=options.resume, init_from=options.init_from)
     if outcome.step < config.steps:
-        say(f"stopped and saved at step {outcome.step} of {config.steps}; to go on: fastgen train {preset} --out {out} --resume")
+        say(f"stopped and saved at step {outcome.step} of {config.steps}; to go on: {command} --out {out} --resume")
         if outcome.signal is not None:
             sys.exit(128 + outcome.signal)
     else:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from fastgen.atomic import write_text
 from fastgen.config.schema import ConvVAEConfig, DiffusersConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.errors import did_you_mean, expect, lookup
 
@@ -51,8 +52,8 @@ def load_yaml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
-    """Writes what `load_yaml` gives back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Writes what `load_yaml` gives back: the whole file or nothing. Raises OSError where the disk is full."""
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _overlay(base: Any, values: dict[str, Any], prefix: str) -> Any:

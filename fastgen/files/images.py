@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastgen.atomic import write_whole
 from fastgen.data.convert import from_picture
 from fastgen.errors import expect
 
@@ -50,7 +51,7 @@ def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int |
     else:
         for i, array in enumerate(arrays):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}-{int(labels[i])}.png"
-            write_whole(out / name, lambda file, array=array: _pil(array).save(file, format="PNG"))
+            write_whole(out / name, partial(_pil(array).save, format="PNG"))
 
 
 def save_image(path: Path, image: Tensor) -> None:
@@ -96,12 +97,3 @@ def expect_place(out: Path) -> None:
 
 def _pil(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-
-
-def write_whole(path: Path, write: Callable) -> None:
-    """Calls write(file) with a binary file of a temporary name, which is renamed to `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    temporary.replace(path)

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastgen.atomic import write_whole
+
 SIGNALS = 6  # of each kind
 
 
@@ -19,8 +21,7 @@ def plot_values(path: Path, real: Tensor, drawn: Tensor, labels: Tensor | None) 
     plot = _rows if real.shape[2] == 1 else _signals
     figure = Figure(figsize=(8, 4), layout="constrained")
     plot(figure, real, drawn, None if labels is None else labels.numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    write_whole(path, lambda file: figure.savefig(file, dpi=100, format="png"))
     return True
 
 

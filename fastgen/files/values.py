@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastgen.atomic import write_whole
 from fastgen.data.units import Values
-from fastgen.files.images import expect_place, write_whole
+from fastgen.files.images import expect_place
 
 
 def default_name(values: Values) -> str:

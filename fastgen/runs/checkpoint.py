@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,42 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastgen.atomic import beside, is_no_room, no_room, remove
+from fastgen.atomic import flush as _flush
+
 MANIFEST = "manifest.json"
 
 
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], documents: dict[str, Any]) -> None:
     """Writes NAME.safetensors and NAME.json for each entry into `folder`, which must not exist: into a temporary folder beside it
-    that is flushed to disk and renamed, so that a crash leaves either nothing or everything."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, values in tensors.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / f"{name}.safetensors")
-    for name, document in documents.items():
-        (temporary / f"{name}.json").write_text(json.dumps(document, indent=1))
-    sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-    (temporary / MANIFEST).write_text(json.dumps({"sha256": sums}, indent=1))
-    for path in [*temporary.iterdir(), temporary]:
-        _flush(path)
-    temporary.rename(folder)
+    that is flushed to disk and renamed, so that a crash leaves either nothing or everything.
+
+    Raises OSError of one line, with what is needed and what is free, where the disk is full; nothing is left of it then."""
+    temporary = beside(folder)
+    remove(temporary)
+    try:
+        _write(temporary, tensors, documents)
+        temporary.rename(folder)
+    except BaseException as error:
+        remove(temporary)
+        if is_no_room(error):
+            raise no_room(folder, sum(x.nbytes for values in tensors.values() for x in values.values())) from None
+        raise
     _flush(folder.parent)
+
+
+def drop_old(checkpoints: Path, keep: int) -> None:
+    """Removes all but the last `keep` checkpoints, and what a crash left half-written. What `save` did not write is left alone,
+    and so is what cannot be removed."""
+    stale = [beside(at_step(checkpoints, step)) for step in _unfinished(checkpoints)]
+    for step in steps(checkpoints)[:-keep]:
+        folder = at_step(checkpoints, step)
+        if not folder.is_symlink():
+            with suppress(OSError):  # renamed first: half of it must not be taken for a checkpoint
+                stale.append(folder.rename(beside(folder)))
+    for path in stale:
+        if not path.is_symlink():
+            remove(path)
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -47,13 +63,38 @@ def load_document(folder: Path, name: str) -> Any:
 
 
 def steps(checkpoints: Path) -> list[int]:
-    """The steps of the checkpoints in a folder of them, ascending. Names that are not numbers are skipped."""
-    return sorted(int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdigit())
+    """The steps of the checkpoints in a folder of them, ascending. What is named otherwise than `at_step` does is skipped."""
+    names = {path.name for path in checkpoints.glob("[0-9]*") if path.is_dir()}
+    return sorted(int(name) for name in names if _names_a_step(name))
 
 
 def at_step(checkpoints: Path, step: int) -> Path:
     """Where the checkpoint of a step lies, or will."""
     return checkpoints / f"{step:08d}"
+
+
+def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], documents: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    for name, values in tensors.items():
+        save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, folder / f"{name}.safetensors")
+    for name, document in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(document, indent=1))
+    sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"sha256": sums}, indent=1))
+    for name in tensors:  # safetensors lets nobody else read its files
+        (folder / f"{name}.safetensors").chmod(manifest.stat().st_mode)
+    for path in [*folder.iterdir(), folder]:
+        _flush(path)
+
+
+def _names_a_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name == f"{int(name):08d}"
+
+
+def _unfinished(checkpoints: Path) -> list[int]:
+    names = [path.name[1:].removesuffix(".tmp") for path in checkpoints.glob(".[0-9]*.tmp")]
+    return [int(name) for name in names if _names_a_step(name)]
 
 
 def _verified(folder: Path, file: str) -> Path:
@@ -73,11 +114,3 @@ def _verified(folder: Path, file: str) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -214,7 +214,8 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
     """The folder of the last checkpoint of a run, or of the one at `step`. Raises ValueError where there is none."""
     steps = checkpoint.steps(path / "checkpoints")
     if not steps:
-        raise ValueError(f"run: expected one with a checkpoint, got {str(path)!r}, which has none yet")
+        begin = "train begins it again without --resume"
+        raise ValueError(f"run: expected one with a checkpoint, got {str(path)!r}, which has none yet; {begin}")
     if step is not None and step not in steps:
         raise ValueError(f"step: expected one of {', '.join(map(str, steps))}, got {step}")
     return checkpoint.at_step(path / "checkpoints", steps[-1] if step is None else step)

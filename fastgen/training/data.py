@@ -1,7 +1,10 @@
 """The data that a configuration trains on, as its network sees them."""
 
+import hashlib
 import sys
 from pathlib import Path
+
+import torch
 
 from fastgen.config.schema import TrainConfig
 from fastgen.data import SampleDataset, open_dataset, open_held_out
@@ -29,6 +32,18 @@ def open_training_data(config: TrainConfig, run: Path | None = None) -> tuple[Sa
     if refuses_labels(config):
         data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     return data, held_out, values
+
+
+def digest_of(data: SampleDataset, device: torch.device, workers: int | None) -> str | None:
+    """A digest of a batch of 16 samples that are spread over the data: that of other data, or of more, is another. None for data
+    that are not read by index, or not the same at every read."""
+    indexed = data.data if isinstance(data, Standardized | Unlabelled) else data
+    indexed = indexed.data if isinstance(indexed, Standardized) else indexed
+    if not isinstance(indexed, IndexedDataset) or not indexed.source.fixed:
+        return None
+    x, label = next(data.batches(16, device=device, workers=workers))
+    content = x.cpu().numpy().tobytes() + (b"" if label is None else label.cpu().numpy().tobytes())
+    return hashlib.sha256(content).hexdigest()
 
 
 def report_broken(data: SampleDataset) -> None:

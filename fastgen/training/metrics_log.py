@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from fastgen.atomic import is_no_room, no_room, write_text, write_whole
 from fastgen.config.files import to_dict
 from fastgen.config.schema import TrainConfig
 from fastgen.errors import expect_package
@@ -18,19 +19,22 @@ class MetricsLog:
     """metrics.jsonl: a JSON object a line, each with its `step`. On opening, lines past `step` are dropped: their steps come
     again.
 
-    Raises ValueError for a file that is not such."""
+    Raises ValueError for a file that is not such, OSError where the disk is full."""
 
     def __init__(self, path: Path, step: int):
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, **values: Any) -> None:
-        """Appends a line, and flushes it."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Appends a line. Raises OSError where the disk is full."""
+        line = (json.dumps(values) + "\n").encode()
+        written = 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError as error:
+            raise no_room(self._path, len(line)) if is_no_room(error) else error from None
 
     def close(self) -> None:
         """Closes the file."""
@@ -38,8 +42,8 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, none where there is no file; a last one that a crash cut off is left out. Raises ValueError
-    for a line that is not JSON."""
+    """The lines of a file of JSON objects, such as metrics.jsonl, none where there is no file; a last one that a crash cut off is
+    left out. Raises ValueError for a line that is not JSON."""
     if not path.exists():
         return []
     try:
@@ -67,7 +71,7 @@ def plot_loss(metrics: Path, out: Path) -> bool:
     axes.set(xlabel="step", ylabel="loss per sample")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(out, dpi=120)
+    write_whole(out, lambda file: figure.savefig(file, dpi=120, format="png"))
     return True
 
 
@@ -134,7 +138,7 @@ class WeightsAndBiases:
 
         kept = out / "wandb-id"
         if step == 0 or not kept.exists():
-            kept.write_text(uuid.uuid4().hex)
+            write_text(kept, uuid.uuid4().hex)
         project = os.environ.get("WANDB_PROJECT", "fastgen")
         settings: dict[str, Any] = {"name": out.name, "id": kept.read_text(), "resume": "allow", "config": to_dict(config)}
         try:

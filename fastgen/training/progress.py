@@ -1,7 +1,9 @@
 """Metrics and the progress bar of a training run, written without waiting for the device."""
 
 import math
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,10 @@ class Progress:
                 self._writer.image(path.stem.partition("-")[2] or "samples", path, step)
         self._since = time.monotonic()
 
+    def look(self, preview: Callable[[int], dict[str, float]], step: int) -> None:
+        """Calls preview(step), and logs what it returns. What fails there is said, and training goes on."""
+        attempt(f"samples at step {step}", lambda: self.write(step=step, **preview(step)))
+
     def close(self) -> None:
         """Closes the bar and the logs."""
         self.bar.close()
@@ -95,6 +101,22 @@ class Reading:
         if self._event is not None:
             self._event.synchronize()
         return self._host.item()
+
+
+def attempt(what: str, do: Callable[[], object]) -> None:
+    """Calls do(), which training can do without: an error is said in a line, and goes no further."""
+    try:
+        do()
+    except Exception as error:
+        print(f"no {what}: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def report_changes(step: int, changed: dict[str, tuple[Any, Any]], *, other_data: bool) -> None:
+    """Says what a run goes on with from `step` that is not as it was: its settings, {"lr": (before, now)}, or its data."""
+    for name, (before, now) in changed.items():
+        print(f"{name} is {now} from step {step} on, and was {before}", file=sys.stderr)
+    if other_data:
+        print(f"the data from step {step} on are others than those that the run was trained on", file=sys.stderr)
 
 
 def expect_finite(loss: float, step: int) -> None:

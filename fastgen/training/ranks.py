@@ -3,7 +3,7 @@ copies (DDP) or shards (FSDP2). One process agrees with itself."""
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fastgen.atomic import write_text
 from fastgen.errors import expect
+from fastgen.runs import checkpoint
 
 T = TypeVar("T")
 
@@ -102,6 +104,19 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def agreed(check: Callable[[], object]) -> None:
+    """Calls check() on rank 0 alone. Every rank must call it. Raises its ValueError on every rank."""
+    problem: str | None = None
+    if rank() == 0:
+        try:
+            check()
+        except ValueError as error:
+            problem = str(error)
+    problem = gather(problem)[0]
+    if problem is not None:
+        raise ValueError(problem)
+
+
 class Vote:
     """vote(code), which every rank calls at every step: the largest code that any of them gave at the step before.
 
@@ -135,7 +150,7 @@ def restarted(out: Path) -> bool:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
-    begun = (out / MARK).exists() and (out / MARK).read_text() == _job() and any((out / "checkpoints").glob("[0-9]*"))
+    begun = (out / MARK).exists() and (out / MARK).read_text() == _job() and bool(checkpoint.steps(out / "checkpoints"))
     # Each machine counts its own restarts, and only the first rank can tell whether the mark is of this torchrun.
     known = torch.tensor([int(os.environ["TORCHELASTIC_RESTART_COUNT"]), rank() == 0 and begun])
     if world() > 1:
@@ -146,7 +161,7 @@ def restarted(out: Path) -> bool:
 def mark(out: Path) -> None:
     """Writes the name of this torchrun into a run's folder, by which `restarted` knows it; nothing without torchrun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        (out / MARK).write_text(_job())
+        write_text(out / MARK, _job())
 
 
 def _job() -> str:

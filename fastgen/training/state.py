@@ -1,6 +1,6 @@
 """The state of training in a run's folder: begun, saved in checkpoints, restored from the last one."""
 
-import shutil
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,26 +9,70 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from fastgen.atomic import beside, write_text
+from fastgen.config.files import load_yaml, to_dict
+from fastgen.config.schema import TrainConfig
 from fastgen.optim.adamw_ema import AdamWEMA, copy_like
 from fastgen.runs import checkpoint
 from fastgen.runs.run import find_checkpoint
-from fastgen.training.ranks import barrier, full_tensors, gather, rank
+from fastgen.training.lock import LOCK
+from fastgen.training.metrics_log import read_metrics
+from fastgen.training.ranks import MARK, full_tensors, gather, rank
+
+HISTORY = "history.jsonl"  # the settings of a run, where they were changed on the way
 
 
-def claim(out: Path) -> int:
-    """Makes `out` a new run's folder, at step 0. Raises ValueError where it holds a run, or anything else, already."""
-    if (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
+OWN = {"config.yaml", "history.jsonl", "metrics.jsonl", "loss.png", "samples", "checkpoints", "tensorboard", "wandb", "wandb-id"}
+OWN |= {MARK, LOCK}
+"""What lies in a run's folder."""
+
+
+def expect_new(out: Path) -> None:
+    """Raises ValueError where the folder `out` holds a run with a checkpoint, or anything that training did not write. A start
+    that was stopped before its first checkpoint is begun again, over what it left."""
+    if checkpoint.steps(out / "checkpoints"):
         raise ValueError(f"out: {str(out)!r} already holds a run; add --resume to go on with it, or --out for another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
-        raise ValueError(f"out: expected a new or empty folder, got {str(out)!r}, which holds {next(out.iterdir()).name}")
-    barrier()  # all have looked
-    if rank() > 0:
-        return 0
-    try:
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None
-    return 0
+    names = {path.name for path in out.iterdir()}
+    foreign = sorted(names - OWN - {beside(out / name).name for name in OWN})
+    begun = "config.yaml" in names or not any(path.is_file() for path in out.glob("samples/*"))
+    if foreign or not begun:
+        held = foreign[0] if foreign else "samples"
+        raise ValueError(f"out: expected a new or empty folder, got {str(out)!r}, which holds {held}")
+
+
+def note_settings(out: Path, step: int, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings that a run in `out` goes on with from `step` where they are others than before, {"lr": (before, now)}; and
+    keeps both, in history.jsonl: a line for each time that settings were changed, with the step from which they held.
+
+    Raises ValueError where the folder's own settings cannot be read."""
+    kept = out / "config.yaml"
+    if not kept.is_file():
+        return {}
+    before, now = to_dict(load_yaml(kept)), to_dict(config)
+    changed = _differences(before, now)
+    if changed:
+        # A change that was noted at this step or later led to nothing that is kept: the run goes on from here.
+        noted = [line for line in read_metrics(out / HISTORY) if line["step"] < step] or [{"step": 0, "settings": before}]
+        lines = [*noted, {"step": step, "settings": now}]
+        write_text(out / HISTORY, "".join(json.dumps(line) + "\n" for line in lines))
+    return changed
+
+
+def data_of(out: Path) -> str | None:
+    """The digest of the data that the run in `out` was trained on; None where its last checkpoint has none. Raises ValueError
+    where there is no checkpoint, or it is corrupt."""
+    return checkpoint.load_document(find_checkpoint(out), "config").get("data")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found[prefix + name] = old, new
+    return found
 
 
 def save_state(
@@ -54,9 +98,7 @@ def save_state(
     folder = checkpoint.at_step(out / "checkpoints", step)
     scaling = {"scaler": scaler.state_dict()} if scaler is not None and scaler.is_enabled() else {}
     checkpoint.save(folder, tensors, {"config": description} | scaling)
-    stale = [checkpoint.at_step(folder.parent, old) for old in checkpoint.steps(folder.parent)[:-keep]]
-    for path in [*stale, *folder.parent.glob(".*.tmp")]:  # the latter are what a crash left half-written
-        shutil.rmtree(path)
+    checkpoint.drop_old(folder.parent, keep)
 
 
 def restore_state(

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +23,20 @@ from fastgen.interchange.init_from import load_weights, starting_from
 from fastgen.models.build import is_own, make_model, make_objective
 from fastgen.optim import AdamWEMA
 from fastgen.runs.run import describe
-from fastgen.training.data import open_training_data, report_broken
+from fastgen.training.data import digest_of, open_training_data, report_broken
 from fastgen.training.host import Interruption, keep_freed_memory
+from fastgen.training.lock import locked
 from fastgen.training.metrics_log import expect_writer, plot_loss
 from fastgen.training.preview import Preview
-from fastgen.training.progress import Progress, expect_finite
+from fastgen.training.progress import Progress, attempt, expect_finite, report_changes
 from fastgen.training.ranks import (
     Vote,
     accumulating,
+    agreed,
     cores,
     distribute,
     expect_own_device,
+    gather,
     gathered,
     joined,
     mark,
@@ -43,7 +46,7 @@ from fastgen.training.ranks import (
     shard,
     world,
 )
-from fastgen.training.state import claim, restore_state, save_state
+from fastgen.training.state import data_of, expect_new, note_settings, restore_state, save_state
 
 TIME_IS_UP = 1  # what a rank votes to stop for, besides signals, whose numbers are larger
 
@@ -65,8 +68,12 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     In each of the processes that torchrun starts it does a share of every batch; the first process alone writes `out`, which all
     must see. Where torchrun starts them again, they go on from the last checkpoint by themselves, see `restarted`.
 
-    Raises ValueError for a configuration that does not fit the data or the weights, a folder that is in use, or a checkpoint that
-    is missing or corrupt; FloatingPointError where the loss is no longer finite.
+    A start that was stopped before its first checkpoint is begun again. Settings that `resume` changes are said, and kept with
+    their step in history.jsonl. A picture that cannot be drawn does not stop training.
+
+    Raises ValueError for a configuration that does not fit the data or the weights, a folder that is in use or that another
+    process trains into, fewer `steps` than are done, or a checkpoint that is missing or corrupt; FloatingPointError where the
+    loss is no longer finite; OSError where the disk is full, ChildProcessError where a process that reads data ended.
     """
     if init_from is not None:
         expect("init_from", str(init_from), not resume, "none with resume, which goes on with the run's own weights")
@@ -88,6 +95,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
 
     data, held_out, values = open_training_data(config, out if resume else None)
     description = describe(config, data.shape, data.num_classes, data.classes, values)
+    digest = digest_of(data, device, config.data.workers)
 
     torch.manual_seed(config.seed)
     model = make_model(description)
@@ -110,27 +118,9 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     if rank() > 0:
         torch.manual_seed(config.seed + rank())  # of dropout, which is to differ
 
-    step = restore_state(out, model, optimizer, description, scaler) if resume else claim(out)
-    saved = step if resume else None
-    if rank() == 0:
-        save_yaml(config, out / "config.yaml")
-        mark(out)
-        report_broken(data)
-    reported = len(data.broken)
-    averaged_objective = make_objective(config, averaged).eval()
-    preview = Preview(config, out / "samples", averaged, averaged_objective, data, held_out, device, values)
     share = config.batch_size // world()
     samples = range(rank() * share, (rank() + 1) * share)  # of each batch, this rank's
     flip, shift = config.data.flip, config.data.shift
-    batches = data.batches(
-        share,
-        seed=config.seed,
-        start=step * config.batch_size,
-        device=device,
-        workers=config.data.workers,
-        rank=rank(),
-        world=world(),
-    )
 
     def update(image: Tensor, label: Tensor | None, key: Tensor) -> Tensor:
         """The loss and the step that follows from it, of the weights and their average: all that a CUDA graph records."""
@@ -139,16 +129,57 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         accumulation = config.accumulation
         return train_step(objective, optimizer, image, label, key, accumulation=accumulation, precision=precision, scaler=scaler)
 
+    run_step = Graphed(update, warm_up=WARM_UP) if graphed else update
+    averaged_objective = make_objective(config, averaged).eval()
+    preview = Preview(config, out / "samples", averaged, averaged_objective, data, held_out, device, values)
+    reported = len(data.broken)
+    losses: list[Tensor] = []
+    stop, vote = 0, Vote() if world() > 1 else None
+
     def save() -> None:
         progress.settle()
         if losses:
             expect_finite(mean(torch.stack(losses).mean()).item(), step)
-        save_state(out, step, model, optimizer, description, config.keep, scaler)
+        save_state(out, step, model, optimizer, description | {"data": digest}, config.keep, scaler)
 
-    run_step = Graphed(update, warm_up=WARM_UP) if graphed else update
-    losses: list[Tensor] = []
-    stop, vote = 0, Vote() if world() > 1 else None
-    with Interruption() as interruption, closing(Progress(out, step, config)) as progress:
+    def is_seen(step: int) -> bool:
+        """Whether samples are drawn at this step, after its checkpoint, which they must not endanger."""
+        return step % config.sample_every == 0 or step == config.steps
+
+    def look() -> None:
+        averaged.load_state_dict(optimizer.ema_state_dict(model))
+        with gathered(averaged):
+            if rank() == 0:
+                progress.look(preview, step)
+
+    with locked(out, new=not resume), Interruption() as interruption, ExitStack() as opened:
+        step = 0
+        if resume:
+            step = restore_state(out, model, optimizer, description, scaler)
+            expect("steps", config.steps, config.steps >= step, f"at least {step}, which the run has done")
+        else:
+            agreed(lambda: expect_new(out))
+        saved = step if resume else None
+        if rank() == 0:
+            if resume:
+                report_changes(step, note_settings(out, step, config), other_data=digest != (data_of(out) or digest))
+            save_yaml(config, out / "config.yaml")
+            mark(out)
+            report_broken(data)
+        batches = data.batches(
+            share,
+            seed=config.seed,
+            start=step * config.batch_size,
+            device=device,
+            workers=config.data.workers,
+            rank=rank(),
+            world=world(),
+        )
+        opened.callback(getattr(batches, "close", lambda: None))  # ends the processes that read for it
+        progress = opened.enter_context(closing(Progress(out, step, config)))
+
+        if step > 0 and is_seen(step) and gather(not (out / "samples" / f"{step:08d}.png").exists())[0]:
+            look()  # the process was killed after the checkpoint
         while step < config.steps:
             stop = interruption.signal or int(time.monotonic() >= deadline)
             if vote is not None:
@@ -171,24 +202,22 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
                 progress.loss(losses, images=len(losses) * config.batch_size, step=step, lr=learning_rate(config, step - 1))
                 losses = []
 
-            if step % config.sample_every == 0 or step == config.steps:
-                averaged.load_state_dict(optimizer.ema_state_dict(model))
-                with gathered(averaged):
-                    progress.write(step=step, **(preview(step) if rank() == 0 else {}))
-
-            if step % config.checkpoint_every == 0:
+            if step % config.checkpoint_every == 0 or step == config.steps:
                 save()
                 saved = step
+
+            if is_seen(step):
+                look()
 
         if vote is not None:
             vote.close()
         if step != saved:
             save()
 
-    if len(data.broken) > reported:  # some are met on the way
-        report_broken(data)
-    if rank() == 0:
-        plot_loss(out / "metrics.jsonl", out / "loss.png")
+        if len(data.broken) > reported:  # some are met on the way
+            report_broken(data)
+        if rank() == 0:
+            attempt("loss.png", lambda: plot_loss(out / "metrics.jsonl", out / "loss.png"))
     return Outcome(step, stop if stop > TIME_IS_UP else None)
 
 
