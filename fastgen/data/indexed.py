@@ -1,10 +1,13 @@
 """IndexedDataset: batches of a source in a seeded order, from one tensor on the device when it fits, else streamed by workers."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -108,22 +111,28 @@ class IndexedDataset(SampleDataset):
     def _stream(
         self, order: Iterator[np.ndarray] | Iterator[list[int]], workers: int, device: torch.device, seed: int
     ) -> Iterator[Batch]:
+        closing = multiprocessing.Event() if workers else None
         loader: DataLoader = DataLoader(
             self.reader,
             batch_sampler=order,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_as_read,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=partial(_outlive_signals, closing=closing),
             generator=torch.Generator().manual_seed(seed),  # leaves torch's own, which others draw from, alone
         )
-        for read in loader:
-            if isinstance(read, ValueError):
-                raise read
-            image, label, broken = read
-            self.reader.note(broken)
-            image = image.to(device, non_blocking=True)
-            yield image, None if label is None else label.to(device, non_blocking=True)
+        with ExitStack() as ending:
+            if closing is not None:  # at the exit, too, which waits for them: a traceback may hold this generator until then
+                atexit.register(closing.set)
+                ending.callback(atexit.unregister, closing.set)
+                ending.callback(closing.set)
+            for read in loader:
+                if isinstance(read, ValueError):
+                    raise read
+                image, label, broken = read
+                self.reader.note(broken)
+                image = image.to(device, non_blocking=True)
+                yield image, None if label is None else label.to(device, non_blocking=True)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -161,9 +170,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _outlive_signals(worker: int) -> None:
-    """torchrun sends SIGTERM to readers, too; the process that they read for finishes its step, saves and then ends them."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_signals(worker: int, closing: Any) -> None:
+    """A terminal sends SIGINT, and torchrun SIGTERM, to readers, too; the process that they read for finishes its step, saves and
+    then ends them: SIGTERM does so once `closing`, an Event, is set."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)
 
 
 def _as_read(batch: Any) -> Any:

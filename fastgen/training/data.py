@@ -2,6 +2,8 @@
 
 import hashlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,6 +46,24 @@ def digest_of(data: SampleDataset, device: torch.device, workers: int | None) ->
     x, label = next(data.batches(16, device=device, workers=workers))
     content = x.cpu().numpy().tobytes() + (b"" if label is None else label.cpu().numpy().tobytes())
     return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def expecting_readers() -> Iterator[None]:
+    """A context of one line for what torch raises, anywhere, where a process that reads data was ended by somebody else, as by a
+    system that is out of memory. Raises ChildProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ended_reader(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ChildProcessError(f"data.workers: expected processes that read until the end, got: {reason}") from None
+
+
+def ended_reader(error: RuntimeError) -> bool:
+    """Whether torch raises it because a process that reads data ended."""
+    return "DataLoader worker" in str(error)
 
 
 def report_broken(data: SampleDataset) -> None:

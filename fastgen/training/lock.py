@@ -53,8 +53,9 @@ def _acquire(out: Path, new: bool) -> int:
     path = out / LOCK
     while True:
         try:
-            if new:
-                out.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                if new:
+                    out.mkdir(parents=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
             raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None

@@ -23,7 +23,7 @@ from fastgen.interchange.init_from import load_weights, starting_from
 from fastgen.models.build import is_own, make_model, make_objective
 from fastgen.optim import AdamWEMA
 from fastgen.runs.run import describe
-from fastgen.training.data import digest_of, open_training_data, report_broken
+from fastgen.training.data import digest_of, ended_reader, expecting_readers, open_training_data, report_broken
 from fastgen.training.host import Interruption, keep_freed_memory
 from fastgen.training.lock import locked
 from fastgen.training.metrics_log import expect_writer, plot_loss
@@ -175,6 +175,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
             rank=rank(),
             world=world(),
         )
+        opened.enter_context(expecting_readers())
         opened.callback(getattr(batches, "close", lambda: None))  # ends the processes that read for it
         progress = opened.enter_context(closing(Progress(out, step, config)))
 
@@ -187,7 +188,13 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
             if stop:
                 break
 
-            image, label = next(batches)
+            try:
+                image, label = next(batches)
+            except RuntimeError as error:
+                if not (ended_reader(error) and interruption.signal and vote is None):
+                    raise
+                stop = interruption.signal  # it came before the process that reads could ignore it
+                break
             key = noise_key(config.seed, noise_streams.NOISE, step, samples, device)
             for group in optimizer.param_groups:
                 group["lr"].fill_(learning_rate(config, step))

@@ -4,19 +4,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FRAME = re.compile("[│╭╮╰╯─]|-{3,}")  # what the command line draws around help and errors
 
 
-def start(*arguments: object, cwd: Path, **settings: str) -> subprocess.Popen:
-    """`fastgen ARGUMENTS` in `cwd`, from this checkout."""
+def start(*arguments: object, cwd: Path, program: Sequence[str] = ("-m", "fastgen"), **settings: str) -> subprocess.Popen:
+    """`fastgen ARGUMENTS` in `cwd`, from this checkout, or another program than fastgen."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     environment.pop("TRITON_INTERPRET", None)  # as users have it: the tests set it
     environment |= settings
     return subprocess.Popen(
-        [sys.executable, "-m", "fastgen", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
