@@ -8,7 +8,7 @@ from torch import Tensor
 from fastgen.applications.batches import Label, check_images, draw_each, expect_run_of_images
 from fastgen.config.sampling import Sampling, SamplingOptions, with_options
 from fastgen.diffusion.denoiser import Denoise
-from fastgen.diffusion.samplers import Callback, coefficients, ddim
+from fastgen.diffusion.samplers import Callback, coefficients, ddim, no_callback
 from fastgen.diffusion.time_grids import time_grid
 from fastgen.errors import expect
 from fastgen.functional import sampler_step
@@ -55,7 +55,7 @@ def interpolate(
     def draw(weights: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
         denoise = run.denoiser(label, chosen, guide=guide)
         times = time_grid(denoise.schedule, chosen.times, chosen.steps, run.device)
-        return signed_to_uint8(ddim(denoise, slerp(noise[:1], noise[1:], weights), times, callback=callback))
+        return signed_to_uint8(ddim(denoise, slerp(noise[:1], noise[1:], weights), times, callback=callback or no_callback))
 
     return draw_each(run, draw, label, chosen.seed, batch_size, weights)
 

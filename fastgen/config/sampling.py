@@ -2,9 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from fastgen.errors import expect
+
+if TYPE_CHECKING:
+    from fastgen.config.names import SamplerName, TimeGridName
+else:  # the command line takes any name, and what draws says which one is near
+    SamplerName = TimeGridName = str
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Sampling(Guidance):
     """The negative class of classifier-free guidance; the unconditional model when not given."""
     steps: int = 25
     """Steps of the sampler."""
-    sampler: str = "euler"
+    sampler: SamplerName = "euler"
     """ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde or unipc."""
-    times: str = "uniform"
+    times: TimeGridName = "uniform"
     """The sampler's time grid: uniform, quadratic, karras, log_snr or shifted."""
     seed: int = 0
     """Image i depends on the seed and i alone."""
@@ -54,8 +59,8 @@ class SamplingOptions(TypedDict, total=False):
     rescale: float
     negative: int | None
     steps: int
-    sampler: str
-    times: str
+    sampler: SamplerName
+    times: TimeGridName
     seed: int
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastgen.config.names import PredictionName, ScheduleName, TimeDrawName, WeightingName
 from fastgen.errors import expect
 
 
@@ -113,13 +114,11 @@ class DiffusersConfig:
 class DiffusionConfig:
     """The diffusion process, and how the loss is made of it."""
 
-    schedule: Literal[
-        "linear", "linear_zero_snr", "cosine", "cosine_zero_snr", "sigmoid", "rectified_flow", "edm", "diffusers"
-    ] = "rectified_flow"
+    schedule: Literal[ScheduleName, "diffusers"] = "rectified_flow"
     """diffusers: that of the scheduler which --init-from gave."""
-    prediction: Literal["eps", "x0", "v", "flow", "edm"] = "flow"
-    weighting: Literal["uniform", "min_snr", "p2", "edm", "vlb"] = "uniform"
-    times: Literal["uniform", "stratified", "low_discrepancy", "logit_normal", "edm"] = "uniform"
+    prediction: PredictionName = "flow"
+    weighting: WeightingName = "uniform"
+    times: TimeDrawName = "uniform"
     """How t is drawn in training."""
     loss: Literal["mse", "l1", "huber", "charbonnier"] = "mse"
     label_dropout: float = 0.1

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen import noise_streams
+from fastgen.config.names import TimeDrawName
 from fastgen.diffusion.conditions import Condition
 from fastgen.diffusion.denoiser import null_label
 from fastgen.diffusion.process import Diffusion
@@ -29,7 +30,7 @@ class DiffusionObjective(nn.Module):
         net: nn.Module,
         diffusion: Diffusion,
         *,
-        times: str = "uniform",
+        times: TimeDrawName = "uniform",
         loss: Kind = "mse",
         label_dropout: float = 0.0,
         strata: int | None = None,

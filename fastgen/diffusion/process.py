@@ -4,12 +4,13 @@ Each is a row of a table of names that configurations use: `SCHEDULES` (schedule
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastgen.config.diffusers import prediction_of, read_scheduler
+from fastgen.config.names import PredictionName, ScheduleName, WeightingName
 from fastgen.config.sampling import Guidance
 from fastgen.diffusion.denoiser import ALWAYS, Denoiser
 from fastgen.diffusion.scheduler import schedule_of
@@ -17,7 +18,6 @@ from fastgen.diffusion.schedules import SCHEDULES, Schedule
 from fastgen.errors import lookup
 from fastgen_kernels.q_sample import Target
 
-Prediction = Literal["eps", "x0", "v", "flow", "edm"]
 SIGMA_DATA = 0.5  # the deviation of images in [-1, 1], as EDM has it
 
 
@@ -132,7 +132,9 @@ class Diffusion:
     that eps could give back.
     """
 
-    def __init__(self, schedule: Schedule | str, prediction: Prediction = "flow", weighting: str = "uniform"):
+    def __init__(
+        self, schedule: Schedule | ScheduleName, prediction: PredictionName = "flow", weighting: WeightingName = "uniform"
+    ):
         self.schedule: Schedule = lookup("schedule", schedule, SCHEDULES)() if isinstance(schedule, str) else schedule
         self.prediction, self.weighting = prediction, weighting
         lookup("prediction", prediction, PREDICTIONS)
@@ -141,7 +143,7 @@ class Diffusion:
             raise ValueError("prediction: expected 'v', 'x0', 'flow' or 'edm' on a schedule with zero terminal SNR, got 'eps'")
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, weighting: str = "uniform") -> "Diffusion":
+    def from_scheduler(cls, scheduler: Any, weighting: WeightingName = "uniform") -> "Diffusion":
         """The diffusion of a diffusers scheduler: of the scheduler itself, its config, or the path of its
         scheduler_config.json, or of the folder that holds it.
 

@@ -19,7 +19,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -125,7 +125,10 @@ def one_evaluation_a_step(
     return x
 
 
-def checked(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+Draw = TypeVar("Draw", bound=Callable[..., Tensor])
+
+
+def checked(draw: Draw) -> Draw:
     """The sampler with checks: it raises for an invalid denoise, for times that do not fall and for NaN or infinite results.
 
     The host reads the times before the first step and what became of each after the last, and nothing between; nothing at all
@@ -155,7 +158,7 @@ def checked(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raise FloatingPointError(f"denoise: expected finite numbers, got NaN or infinity in {where}")
         return x0
 
-    return sampler
+    return cast(Draw, sampler)
 
 
 def host_may_read(x: Tensor) -> bool:

@@ -38,9 +38,11 @@ def save_grid(path: Path, images: Tensor, columns: int | None = None, smallest: 
     write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
-def save_images(out: Path, images: Tensor, labels: Tensor | None, columns: int | None = None) -> None:
+def save_images(out: str | Path, images: Tensor, labels: Tensor | None = None, columns: int | None = None) -> None:
     """Writes uint8 images (N, C, H, W), and their labels (N,), to `out`: a .png becomes a grid, a .npz the arrays `images`
-    (N, H, W, C) and `labels`, and a name without suffix a folder of PNGs. Raises ValueError where `check_out` does."""
+    (N, H, W, C) and `labels`, and a name without suffix a folder of PNGs. columns: of the grid, as many as rows, about, when not
+    given. Raises ValueError where `check_out` does."""
+    out = Path(out)
     check_out(out)
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     if out.suffix == ".png":

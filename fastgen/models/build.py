@@ -47,6 +47,7 @@ def make_diffusion(config: TrainConfig) -> Diffusion | None:
         return None
     if scheduler is not None:
         return Diffusion.from_scheduler(scheduler, settings.weighting)
+    assert settings.schedule != "diffusers"  # TrainConfig has a scheduler for it
     return Diffusion(settings.schedule, settings.prediction, settings.weighting)
 
 
