@@ -29,8 +29,10 @@ class DrawingOptions:
     guide: Path | None = None
     """A weaker run for autoguidance, in place of the unconditional model."""
     out: Path | None = None
-    """Of images a .png, a .npz for arrays, or a folder for a PNG each; of values a .csv (tables alone), a .npz or a .npy; in RUN
-    when not given."""
+    """Of images a .png, a .npz for arrays, or a folder for a PNG each; of values a .csv (tables alone), a .npz or a .npy; a new
+    one in RUN when not given."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace files that are there."""
     preview_every: int | None = None
     """Steps after which the images as they then are go to a PNG beside the output."""
     batch_size: int = 64
@@ -70,7 +72,7 @@ class Drawing(TypedDict):
 def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> tuple["Run", Path, Drawing]:
     """The run, the path of the results (by default `name` in the run's folder), and the arguments that `Run.sample` and the
     applications share. Raises ValueError for a run of values, unless the command takes one, and for a path that cannot be
-    written."""
+    written, or where a file is that is not to be overwritten."""
     from fastgen.applications.batches import expect_run_of_images
     from fastgen.files import images
     from fastgen.files import values as value_files
@@ -81,12 +83,17 @@ def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> 
     if not of_values:
         expect_run_of_images(run)
     if run.values is None:
-        out = options.out or options.run / name
+        out = options.out or images.free_name(options.run / name)
         images.check_out(out)
     else:
         expect("preview_every", options.preview_every, options.preview_every is None, "none for tables and signals")
-        out = options.out or options.run / value_files.default_name(run.values)
+        out = options.out or images.free_name(options.run / value_files.default_name(run.values))
         value_files.check_out(out, run.values)
+    if not options.overwrite:
+        expect("out", str(out), out.suffix == "" or not out.exists(), "a name that is free, or --overwrite")
+        if not of_values:  # sample adds to a folder
+            taken = [path for path in out.glob("*.png") if images.number_of(path) is not None]
+            expect("out", str(out), not taken, "a folder without numbered images, or --overwrite")
     label = options.label or None
     return run, out, {"label": label, "guide": guide, "batch_size": options.batch_size, "settings": options.settings}
 

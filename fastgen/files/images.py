@@ -1,19 +1,25 @@
 """Image files: reading one; writing one, a grid, a folder of files, or arrays."""
 
 import math
-import os
+import re
+import tempfile
+from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fastgen.atomic import write_whole
 from fastgen.data.convert import from_picture
 from fastgen.errors import expect
+
+NOTE = "fastgen"  # the key of the text in a PNG that says what it was drawn from
 
 
 def image_grid(images: Tensor, columns: int | None = None, border: int = 2) -> np.ndarray:
@@ -38,10 +44,19 @@ def save_grid(path: Path, images: Tensor, columns: int | None = None, smallest: 
     write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
-def save_images(out: str | Path, images: Tensor, labels: Tensor | None = None, columns: int | None = None) -> None:
+def save_images(
+    out: str | Path,
+    images: Tensor,
+    labels: Tensor | None = None,
+    columns: int | None = None,
+    *,
+    first: int = 0,
+    notes: Sequence[str] | None = None,
+) -> None:
     """Writes uint8 images (N, C, H, W), and their labels (N,), to `out`: a .png becomes a grid, a .npz the arrays `images`
-    (N, H, W, C) and `labels`, and a name without suffix a folder of PNGs. columns: of the grid, as many as rows, about, when not
-    given. Raises ValueError where `check_out` does."""
+    (N, H, W, C) and `labels`, and a name without suffix a folder of PNGs, numbered from `first` on, each with its entry of
+    `notes` as the text `fastgen`. columns: of the grid, as many as rows, about, when not given. Raises ValueError where
+    `check_out` does."""
     out = Path(out)
     check_out(out)
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -52,8 +67,28 @@ def save_images(out: str | Path, images: Tensor, labels: Tensor | None = None, c
         write_whole(out, lambda file: np.savez_compressed(file, **named))
     else:
         for i, array in enumerate(arrays):
-            name = f"{i:06d}.png" if labels is None else f"{i:06d}-{int(labels[i])}.png"
-            write_whole(out / name, partial(_pil(array).save, format="PNG"))
+            text = PngInfo()
+            if notes is not None:
+                text.add_text(NOTE, notes[i])
+            name = numbered(first + i, None if labels is None else int(labels[i]))
+            write_whole(out / name, partial(_pil(array).save, format="PNG", pnginfo=text))
+
+
+def numbered(number: int, label: int | None) -> str:
+    """The name of an image in a folder of them, which `number_of` reads."""
+    return f"{number:06d}.png" if label is None else f"{number:06d}-{label}.png"
+
+
+def number_of(path: Path) -> int | None:
+    """The number of an image that `numbered` named; None for other names."""
+    found = re.fullmatch(r"([0-9]{6,})(-[0-9]+)?\.png", path.name)
+    return int(found[1]) if found else None
+
+
+def free_name(path: Path) -> Path:
+    """The path, or, where something is there, the first of NAME-1.png, NAME-2.png ... where nothing is."""
+    names = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(1))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def save_image(path: Path, image: Tensor) -> None:
@@ -88,9 +123,8 @@ def expect_place(out: Path) -> None:
     folder = out if out.suffix == "" else out.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".fastgen-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(f"out: expected a place that can be written, got {str(out)!r}: {error.strerror}") from None
     if out.suffix and out.is_dir():

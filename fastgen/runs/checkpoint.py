@@ -57,6 +57,11 @@ def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         raise ValueError(f"{file}: expected a safetensors file, got {error}") from None
 
 
+def sha256_of(folder: Path, name: str) -> str:
+    """The sum of the tensors that were saved under `name`. Raises ValueError where the manifest is missing or corrupt."""
+    return _sum(folder, f"{name}.safetensors")
+
+
 def load_document(folder: Path, name: str) -> Any:
     """The document that was saved under `name`. Raises ValueError where the file is missing or corrupt."""
     return json.loads(_verified(folder, f"{name}.json").read_bytes())
@@ -98,17 +103,23 @@ def _unfinished(checkpoints: Path) -> list[int]:
 
 
 def _verified(folder: Path, file: str) -> Path:
-    path = folder / file
+    path, expected = folder / file, _sum(folder, file)
     try:
-        expected = json.loads((folder / MANIFEST).read_bytes())["sha256"][file]
         actual = _sha256(path)
+    except OSError as error:
+        raise ValueError(f"{folder}: expected a whole checkpoint, got {error}") from None
+    if expected != actual:
+        raise ValueError(f"{path}: expected sha256 {expected}, got {actual}: the file is corrupt")
+    return path
+
+
+def _sum(folder: Path, file: str) -> str:
+    try:
+        return json.loads((folder / MANIFEST).read_bytes())["sha256"][file]
     except OSError as error:
         raise ValueError(f"{folder}: expected a whole checkpoint, got {error}") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{folder / MANIFEST}: expected the manifest of a checkpoint with {file}, got another file") from None
-    if expected != actual:
-        raise ValueError(f"{path}: expected sha256 {expected}, got {actual}: the file is corrupt")
-    return path
 
 
 def _sha256(path: Path) -> str:

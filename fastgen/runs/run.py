@@ -1,6 +1,6 @@
 """A run: the folder that training leaves, and the trained model in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,7 +17,7 @@ from fastgen.device import autocast, place, resolve_device
 from fastgen.diffusion.conditions import Beside, Condition, make_condition
 from fastgen.diffusion.denoiser import Denoiser
 from fastgen.diffusion.process import PREDICTIONS, Diffusion
-from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, Callback, generate
+from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, Callback, generate, host_may_read
 from fastgen.errors import expect, lookup
 from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
@@ -66,6 +66,35 @@ class Run:
         `Sampling`: guidance, steps, sampler, seed, and so on. Raises ValueError for what the model cannot do, TypeError for an
         option that there is not, FloatingPointError where the network's output is not finite.
         """
+        batches = self.sample_in_batches(
+            n,
+            label=label,
+            first=first,
+            batch_size=batch_size,
+            guide=guide,
+            cuda_graph=cuda_graph,
+            callback=callback,
+            settings=settings,
+            **options,
+        )
+        drawn, labels = zip(*batches, strict=True)
+        return torch.cat(drawn), None if labels[0] is None else torch.cat(labels)
+
+    @torch.no_grad()
+    def sample_in_batches(
+        self,
+        n: int,
+        *,
+        label: int | Sequence[int] | None = None,
+        first: int = 0,
+        batch_size: int = 64,
+        guide: "Run | None" = None,
+        cuda_graph: bool = False,
+        callback: Callback | None = None,
+        settings: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What `sample` gives, batch by batch, each as soon as it is drawn. Raises as `sample` does, at the first batch."""
         expect("n", n, n >= 1, "a whole number >= 1")
         expect("first", first, 0 <= first < 2**32 - n, "a whole number >= 0")
         expect("cuda_graph", cuda_graph, not cuda_graph or self.device.type == "cuda", f"False on a {self.device.type}")
@@ -78,7 +107,10 @@ class Run:
 
         def draw(key: Tensor, label: Tensor | None) -> Tensor:
             if isinstance(self.model, VariationalAutoencoder):
-                return unit_to_uint8(self.model.sample(len(key), key=key)).view(-1, *self.shape)
+                decoded = self.model.sample(len(key), key=key)
+                if host_may_read(decoded) and not bool(decoded.isfinite().all()):
+                    raise FloatingPointError("model: expected finite numbers, got NaN or infinity in the decoded images")
+                return unit_to_uint8(decoded).view(-1, *self.shape)
             shape = self.shape if self.values is None else self.values.network_shape
             with self.autocast():
                 x0 = generate(self.denoiser(label, chosen, guide=guide), shape, key, chosen, callback)
@@ -87,8 +119,12 @@ class Run:
         labels = sample_labels(n, self.num_classes, label, first)
         key = noise_key(chosen.seed, samples=range(first, first + n), device=self.device)
         on_device = None if labels is None else labels.to(self.device)
-        drawn = in_batches(Graphed(draw) if cuda_graph else draw, batch_size, key, on_device)
-        return drawn if self.values is None else self.values.from_network(drawn), labels
+        start = 0
+        for drawn in batch_by_batch(Graphed(draw) if cuda_graph else draw, batch_size, key, on_device):
+            end = start + len(drawn)
+            own = drawn if self.values is None else self.values.from_network(drawn)
+            yield own, None if labels is None else labels[start:end]
+            start = end
 
     def denoiser(
         self,
@@ -137,6 +173,12 @@ class Run:
         return make_condition(self.config.diffusion)
 
     @property
+    def fingerprint(self) -> str:
+        """The sha256 of the averaged weights, as the checkpoint has it: another for another training or step. Raises ValueError
+        where the checkpoint is gone."""
+        return checkpoint.sha256_of(checkpoint.at_step(self.path / "checkpoints", self.step), "ema")
+
+    @property
     def num_classes(self) -> int | None:
         """How many classes the model was given; None for a VAE, which knows no labels."""
         return getattr(self.model, "num_classes", None)
@@ -158,17 +200,21 @@ def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | 
 
 
 def in_batches(draw: Callable[..., Tensor], size: int, *each: Tensor | None) -> Tensor:
-    """draw(*rows of each) for at most `size` rows at a time of each, (N, ...) or None, one batch after another: (N, ...) on the
-    CPU. A batch that the device's memory has no room for is halved, and those after it too.
+    """What `batch_by_batch` gives, as one tensor (N, ...). Raises as it does."""
+    return torch.cat(list(batch_by_batch(draw, size, *each)))
+
+
+def batch_by_batch(draw: Callable[..., Tensor], size: int, *each: Tensor | None) -> Iterator[Tensor]:
+    """draw(*rows of each) for at most `size` rows at a time of each, (N, ...) or None, one batch after another, on the CPU. A
+    batch that the device's memory has no room for is halved, and those after it too.
 
     Raises ValueError for a size below 1, torch.OutOfMemoryError where there is no room for a single sample."""
     expect("batch_size", size, size >= 1, "a whole number >= 1")
     n = next(len(x) for x in each if x is not None)
-    batches: list[Tensor] = []
     start = 0
     while start < n:
         try:
-            batches.append(draw(*(None if x is None else x[start : start + size] for x in each)).cpu())
+            drawn = draw(*(None if x is None else x[start : start + size] for x in each)).cpu()
         except torch.OutOfMemoryError:
             size = min(size, n - start)
             if size == 1:
@@ -176,7 +222,7 @@ def in_batches(draw: Callable[..., Tensor], size: int, *each: Tensor | None) -> 
             size //= 2
             continue
         start += size
-    return torch.cat(batches)
+        yield drawn
 
 
 def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> Run:

@@ -43,7 +43,7 @@ def digest_of(data: SampleDataset, device: torch.device, workers: int | None) ->
     indexed = indexed.data if isinstance(indexed, Standardized) else indexed
     if not isinstance(indexed, IndexedDataset) or not indexed.source.fixed:
         return None
-    x, label = next(data.batches(16, device=device, workers=workers))
+    x, label = next(indexed.batches(16, device=device, workers=workers))
     content = x.cpu().numpy().tobytes() + (b"" if label is None else label.cpu().numpy().tobytes())
     return hashlib.sha256(content).hexdigest()
 

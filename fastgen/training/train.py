@@ -164,6 +164,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
             if resume:
                 report_changes(step, note_settings(out, step, config), other_data=digest != (data_of(out) or digest))
             save_yaml(config, out / "config.yaml")
+            (out / "samples").mkdir(exist_ok=True)
             mark(out)
             report_broken(data)
         batches = data.batches(
