@@ -50,13 +50,15 @@ def open_dataset(
                           set_transform is read as a torch Dataset is
       a DataLoader        or anything iterable, of items or batches: in its own order, see LoaderDataset
     Arrays of images are uint8, or float in [0, 1], of shape (N, H, W), (N, C, H, W) or (N, H, W, C); where both are
-    possible the channels come first. Arrays of values are any finite numbers, of shape (N, F), a table, or (N, C, L),
-    signals; they come as fp32 in their own units, (B, F) or (B, C, L).
+    possible the channels come first. Arrays of values are any finite numbers, of shape (N, F), a table, (N, C, L),
+    signals, (N, C, H, W), such as latents or spectral bands, or (N, C, D, H, W), volumes; they come as fp32 in their own units,
+    of the same shape with B samples.
 
     kind: what arrays are, "images" or "values". "auto": a floating array of two dimensions is a table of values,
-    any other array is images. Signals have as many dimensions as grey images: pass "values" for them.
-    split: "train", "test" or "all". Packaged sets hold out a tenth of each class, a folder its subfolder test where
-    it has train and test, a .npz x_test, a DatasetDict its own "test"; for others "train" is everything and "test" an error.
+    any other array is images. What has as many dimensions as images is read as values with "values" alone.
+    split: "train", "test" or "all". Packaged sets hold out a tenth of each class; a folder with a subfolder train, its subfolder
+    test or, without one, val, valid or validation; a .npz x_test; a DatasetDict its own "test". For others "train" is everything
+    and "test" an error.
     size: crop the centred square of each image and scale it to size x size; None: all must have one shape.
     channels: 1 or 3; None: as they are; for a folder 1 if all its images are grey, else 3.
     max_broken: unreadable images that are replaced, each by the next good one, and listed in `broken`; one more is

@@ -17,6 +17,7 @@ from fastgen.errors import expect
 KINDS = ("auto", "images", "values")
 IMAGE_KEYS = ("images", "x", "x_train", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "arr_1")
+MOST_CLASSES = 1000  # where there are fewer samples; a label beyond is a date or an identifier
 CHUNK = 1024  # samples converted at a time, so that a float file needs no second float copy
 
 Convert = Callable[[np.ndarray], np.ndarray]  # rows of an array to samples: uint8 (n, C, H, W), or fp32 values
@@ -137,7 +138,10 @@ def check_labels(labels: Any, n: int) -> np.ndarray:
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels: expected whole numbers >= 0, got {labels.dtype}")
     if labels.min() < 0:
-        raise ValueError(f"labels: expected whole numbers >= 0, got a minimum of {labels.min()}")
+        hidden = "; leave out the samples without a label, or give none" if labels.min() == -1 else ""
+        raise ValueError(f"labels: expected whole numbers >= 0, got a minimum of {labels.min()}{hidden}")
+    if labels.max() >= max(MOST_CLASSES, n):
+        raise ValueError(f"labels: expected classes numbered from 0, no more than there are samples, got {labels.max()}")
     return labels.reshape(n).astype(np.int64)
 
 
@@ -155,9 +159,11 @@ def _saying_what_is_not_guessed(array: np.ndarray) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if array.ndim not in (2, 3) or not str(error).startswith("images"):
+        if not 2 <= array.ndim <= 5 or not str(error).startswith("images"):
             raise
-        raise ValueError(f"{error}; a table (N, F) or signals (N, C, L) are read with kind 'values'") from None
+        raise ValueError(
+            f"{error}; a table (N, F) or signals (N, C, L), and other arrays (N, C, …), are read with kind 'values'"
+        ) from None
 
 
 def _pick(file: Any, path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -183,9 +189,11 @@ def is_values(array: np.ndarray, kind: str) -> bool:
 
 
 def check_values(array: np.ndarray, name: str) -> None:
-    """Raises ValueError unless these are the rows of a table, (N, F), or signals, (N, C, L), one at least."""
-    if array.ndim not in (2, 3):
-        raise ValueError(f"values: expected shape (N, F), a table, or (N, C, L), signals, got {array.shape}")
+    """Raises ValueError unless these are the rows of a table, (N, F), signals, (N, C, L), or of two or three dimensions,
+    (N, C, H, W) or (N, C, D, H, W), one at least."""
+    if not 2 <= array.ndim <= 5:
+        expected = "(N, F), a table, (N, C, L), signals, (N, C, H, W) or (N, C, D, H, W)"
+        raise ValueError(f"values: expected shape {expected}, got {array.shape}")
     if array.dtype.kind not in "fiub":
         raise ValueError(f"values: expected real numbers, got {array.dtype}")
     if array.size == 0:

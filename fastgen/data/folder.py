@@ -5,20 +5,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fastgen.data.convert import GREY_MODES, from_picture
 from fastgen.data.dataset import NoTestSplit
 from fastgen.data.reader import BrokenImage
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
+NEED_PLUGIN = (".heic", ".heif", ".jxl")  # broken images unless a plugin of Pillow, such as pillow-heif, is registered
+TRAIN, TEST, VALIDATION = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
 
 
 class FolderSource:
     """A `Source` of the image files under a folder, in the order of their names.
 
-    split: "train", "test" or "all". A folder with subfolders train and test has all three; in any other, "train" and
-    "all" are every image. Raises ValueError when there is no image, no test split, or an image beside class folders.
+    split: "train", "test" or "all". A folder with subfolders train and test has all three; val, valid or validation holds out,
+    too, and is "test" where there is no test. In any other folder, "train" and "all" are every image. Hidden files and folders
+    are passed over, links are followed. Raises ValueError when there is no image, or none of a class, no test split, or an image
+    beside class folders.
     """
 
     fixed = True
@@ -31,6 +35,8 @@ class FolderSource:
         files = [(path, label) for root in roots for path, label in _scan(root, names)]
         if not files:
             raise ValueError(f"source: expected images, {' '.join(SUFFIXES)}, got none in {', '.join(map(str, roots))}")
+        if split == "train" and names and (empty := _empty(folder, names, {label for _, label in files})):
+            raise ValueError(f"source: expected images in every class folder, got none in {empty} of {folder}")
         self.paths, self.labels = zip(*files, strict=True)
         self.channels = channels or (1 if all(map(_is_grey, self.paths)) else 3)
 
@@ -49,6 +55,8 @@ class FolderSource:
         try:
             return decode(self.paths[index], self.size, self.channels), self.labels[index]
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+            if isinstance(error, UnidentifiedImageError) and self.paths[index].lower().endswith(NEED_PLUGIN):
+                raise BrokenImage("Pillow reads such files with a plugin alone, such as pillow-heif: convert them") from None
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
 
 
@@ -61,16 +69,27 @@ def decode(path: str, size: int | None, channels: int | None) -> np.ndarray:
 
 
 def _roots(folder: Path, split: str) -> list[Path]:
-    parts = [folder / "train", folder / "test"]
-    if all(part.is_dir() for part in parts):
-        return parts if split == "all" else [folder / split]
+    """The folders whose images are a split's: subfolders train, test or val where they are that, else the folder itself."""
+    found = {name.lower(): folder / name for name in _subfolders(folder)}
+    train, test, validation = ([found[name] for name in names if name in found] for names in (TRAIN, TEST, VALIDATION))
+    held_out = test or validation
+    if train and (held_out or len(found) == 1):
+        if split == "test" and not held_out:
+            raise NoTestSplit(f"split: expected 'train' or 'all' for {folder}, which has a subfolder train alone, got 'test'")
+        return {"train": train, "test": held_out, "all": train + test + validation}[split]
     if split == "test":
         raise NoTestSplit(f"split: expected 'train' or 'all' for {folder}, without subfolders train and test, got 'test'")
     return [folder]
 
 
+def _empty(folder: Path, classes: list[str], present: set[int | None]) -> str:
+    """The names of the classes, "" where there are none, that have no image in any split."""
+    absent = [name for label, name in enumerate(classes) if label not in present]
+    return ", ".join(n for n in absent if not any(_images(root / n) for root in _roots(folder, "all") if (root / n).is_dir()))
+
+
 def _subfolders(root: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)]
 
 
 def _scan(root: Path, classes: list[str]) -> Iterator[tuple[str, int | None]]:
@@ -87,12 +106,31 @@ def _scan(root: Path, classes: list[str]) -> Iterator[tuple[str, int | None]]:
 
 
 def _images(folder: Path) -> list[str]:
-    found = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if _is_image(name))
+    """The image files at any depth, sorted; links are followed, a folder that one leads back to is read once."""
+    found, seen, todo = [], set(), [str(folder)]
+    while todo:
+        parent = todo.pop()
+        if not os.path.isdir(parent) or (real := os.path.realpath(parent)) in seen:
+            continue
+        seen.add(real)
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                if _is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    todo.append(entry.path)
+                elif _is_image(entry.name) and entry.is_file():  # and no pipe, which opening would wait for
+                    found.append(entry.path)
     return sorted(found)
 
 
+def _is_hidden(name: str) -> bool:
+    """.ipynb_checkpoints, .thumbnails, ._photo.jpg; and what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")  # macOS leaves ._photo.jpg beside photo.jpg
+    return name.lower().endswith(SUFFIXES + NEED_PLUGIN) and not _is_hidden(name)
 
 
 def _is_grey(path: str) -> bool:

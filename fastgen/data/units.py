@@ -21,8 +21,9 @@ CHUNK = 4096  # samples measured at a time
 class Values:
     """The statistics of its values that a run keeps, in their own units.
 
-    shape: (F,) of a table's rows, or (C, L) of signals. mean, std: of each feature or channel over the training split; std is 0
-    where it is constant. features: the names of the features or channels; None where they have none."""
+    shape: (F,) of a table's rows, (C, L) of signals, (C, H, W) or (C, D, H, W) of others. mean, std: of each feature or channel
+    over the training split; std is 0 where it is constant. features: the names of the features or channels; None where they have
+    none."""
 
     shape: tuple[int, ...]
     mean: tuple[float, ...]
@@ -30,19 +31,19 @@ class Values:
     features: tuple[str, ...] | None = None
 
     @property
-    def network_shape(self) -> tuple[int, int]:
-        """(C, L): the features of a row are the channels of a signal of length 1."""
-        return self.shape[0], self.shape[1] if len(self.shape) == 2 else 1
+    def network_shape(self) -> tuple[int, ...]:
+        """(C, *S): the shape, or (F, 1), as the features of a row are the channels of a signal of length 1."""
+        return self.shape if len(self.shape) > 1 else (*self.shape, 1)
 
     def to_network(self, x: Tensor) -> Tensor:
-        """x (N, *shape), in its own units, as fp32 (N, C, L), each channel with mean 0 and standard deviation 1 over the training
-        split, and 0 where the channel is constant there."""
+        """x (N, *shape), in its own units, as fp32 (N, C, *S), each channel with mean 0 and standard deviation 1 over the
+        training split, and 0 where the channel is constant there."""
         return standardized(x, *self.moments(x.device))
 
     def from_network(self, x: Tensor) -> Tensor:
-        """The inverse of `to_network`: x (N, C, L) as fp32 (N, *shape). A constant channel is exactly what it was."""
+        """The inverse of `to_network`: x (N, C, *S) as fp32 (N, *shape). A constant channel is exactly what it was."""
         mean, std = self.moments(x.device)
-        return (x.float() * std + mean).reshape(-1, *self.shape)
+        return (x.float().flatten(2) * std + mean).reshape(-1, *self.shape)
 
     def moments(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation on the device, each fp32 (C, 1)."""
@@ -51,13 +52,14 @@ class Values:
 
 
 def standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x - mean) / std as fp32 (N, C, L), x - mean where std is 0. x: (N, *shape). mean, std: (C, 1)."""
-    x = x.float().reshape(len(x), len(mean), -1)
-    return (x - mean) / torch.where(std > 0, std, 1)
+    """(x - mean) / std as fp32 (N, C, *S), x - mean where std is 0. x: (N, *shape); (N, F) becomes (N, F, 1). mean, std:
+    (C, 1)."""
+    standard = (x.float().reshape(len(x), len(mean), -1) - mean) / torch.where(std > 0, std, 1)
+    return standard if x.dim() == 2 else standard.reshape(x.shape)
 
 
 class Standardized(SampleDataset):
-    """A data set of values whose batches are as the network sees them: fp32 (B, C, L), by `values.to_network`."""
+    """A data set of values whose batches are as the network sees them: fp32 (B, C, *S), by `values.to_network`."""
 
     kind = "values"
 

@@ -11,14 +11,15 @@ SIGNALS = 6  # of each kind
 
 
 def plot_values(path: Path, real: Tensor, drawn: Tensor, labels: Tensor | None) -> bool:
-    """Writes a PNG of data, `real`, beside samples, `drawn`, each fp32 (N, C, L) in a network's units, with the labels (N,) of
-    both. Rows of a table (L = 1) are shown in the plane of the data's first two principal components, signals as lines, a colour
-    a channel. Returns False, and writes nothing, where matplotlib is not installed."""
+    """Writes a PNG of data, `real`, beside samples, `drawn`, each fp32 (N, C, *S) in a network's units, with the labels (N,) of
+    both. Rows of a table (S = 1) are shown in the plane of the data's first two principal components, signals as lines, a colour
+    a channel, and what has two or three dimensions by its first channel, of volumes the slice in the middle. Returns False, and
+    writes nothing, where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    plot = _rows if real.shape[2] == 1 else _signals
+    plot = _planes if real.dim() > 3 else _rows if real.shape[2] == 1 else _signals
     figure = Figure(figsize=(8, 4), layout="constrained")
     plot(figure, real, drawn, None if labels is None else labels.numpy())
     write_whole(path, lambda file: figure.savefig(file, dpi=100, format="png"))
@@ -51,3 +52,14 @@ def _signals(figure, real: Tensor, drawn: Tensor, labels) -> None:
                 axes.plot(signals[i].T, linewidth=0.8)
                 axes.set(ylabel="" if labels is None or column else str(labels[i]), yticks=[])
         panels[0, column].set(title=name)
+
+
+def _planes(figure, real: Tensor, drawn: Tensor, labels) -> None:
+    real, drawn = (x[:, 0] if x.dim() == 4 else x[:, 0, x.shape[2] // 2] for x in (real, drawn))
+    panels = figure.subplots(2, SIGNALS, squeeze=False)
+    for row, (name, planes) in enumerate((("real", real), ("drawn", drawn))):
+        for i, axes in enumerate(panels[row]):
+            axes.set_axis_off()
+            if i < len(planes):
+                axes.imshow(planes[i], vmin=real.min(), vmax=real.max(), cmap="gray")
+                axes.set_title(name if labels is None else f"{name}, {labels[i]}", fontsize=8)

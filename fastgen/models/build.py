@@ -82,16 +82,20 @@ def describe_diffusion(config: TrainConfig) -> dict[str, Any] | None:
     return description if scheduler is None else description | {"scheduler": scheduler}
 
 
-def model_arguments(config: TrainConfig, shape: tuple[int, ...], num_classes: int | None) -> tuple[str, dict[str, Any]]:
+def model_arguments(
+    config: TrainConfig, shape: tuple[int, ...], num_classes: int | None, *, values: bool = False
+) -> tuple[str, dict[str, Any]]:
     """The name in MODELS, and the arguments, of a configuration's model for data as the network takes them: images of `shape`
-    (C, H, W), or values (C, L). num_classes: None without labels.
+    (C, H, W), or `values` of (C, *S), S of one to three dimensions. num_classes: None without labels.
 
     Raises ValueError for data that the model cannot take, and for settings that such data do not have."""
     name, arguments = _ARGUMENTS[type(config.model)]
-    if len(shape) == 2 and name != "UNet":
+    if not values:
+        return name, arguments(config, config.model, shape, num_classes)
+    if not isinstance(config.model, UNetConfig):
         kind = type(config.model).__name__.removesuffix("Config")
         raise ValueError(f"model: expected a UNet for values, got {kind}, which is for images")
-    return name, arguments(config, config.model, shape, num_classes)
+    return name, _unet_of_values(config, config.model, shape, num_classes)
 
 
 def is_own(config: TrainConfig) -> bool:
@@ -109,24 +113,20 @@ def refuses_labels(config: TrainConfig) -> bool:
 
 
 def _unet(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
-    own = _for_images(config, model, shape) if len(shape) == 3 else _for_values(config, model, shape)
-    return plain(dataclasses.asdict(model)) | own | {"num_classes": num_classes}
-
-
-def _for_images(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...]) -> dict[str, Any]:
     channels, height, width = shape
     _expect_multiples(_multiple(model), height, width)
     condition = make_condition(config.diffusion)
     if isinstance(condition, LowResolution):
         fits = height % condition.factor == width % condition.factor == 0
         expect("diffusion.factor", condition.factor, fits, f"a divisor of the images' sides, {height}x{width}")
-    if condition is None:
-        return {"in_channels": channels}
-    return {"in_channels": channels + condition.channels(channels), "out_channels": channels}
+    own = {"in_channels": channels}
+    if condition is not None:
+        own = {"in_channels": channels + condition.channels(channels), "out_channels": channels}
+    return plain(dataclasses.asdict(model)) | own | {"num_classes": num_classes}
 
 
-def _for_values(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...]) -> dict[str, Any]:
-    channels, length = shape
+def _unet_of_values(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
+    channels, *sides = shape
     assert config.diffusion is not None  # TrainConfig has it for every UNet
     for name, value, off in (
         ("data.flip", config.data.flip, False),
@@ -134,14 +134,17 @@ def _for_values(config: TrainConfig, model: UNetConfig, shape: tuple[int, ...]) 
         ("diffusion.condition", config.diffusion.condition, "none"),
     ):
         expect(name, value, value == off, f"{off} for tables and signals")
-    if length == 1:
+    if sides == [1]:
         levels, patch = len(model.multipliers), model.patch
         expect("model.multipliers", model.multipliers, levels == 1, "one level for the rows of a table, which have length 1")
         expect("model.patch", patch, patch == 1, "1 for the rows of a table, which have length 1")
     multiple = _multiple(model)
-    expect("data", length, length % multiple == 0, f"a length that is a multiple of {multiple}, which the model halves")
+    given = sides[0] if len(sides) == 1 else tuple(sides)
+    what = "a length that is a multiple" if len(sides) == 1 else "sides that are multiples"
+    expect("data", given, all(side % multiple == 0 for side in sides), f"{what} of {multiple}, which the model halves")
     # Attention over a single position is a linear layer: it is left out.
-    return {"in_channels": channels, "dims": 1, "mid_attention": length > 1}
+    own = {"in_channels": channels, "dims": len(sides), "mid_attention": sides != [1], "num_classes": num_classes}
+    return plain(dataclasses.asdict(model)) | own
 
 
 def _vae(config: TrainConfig, model: VAEConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:

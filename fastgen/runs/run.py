@@ -278,6 +278,7 @@ def describe(
     and what its output means.
 
     Raises ValueError for images, or values, that the model cannot take."""
-    name, arguments = model_arguments(config, shape if values is None else values.network_shape, num_classes)
+    seen = shape if values is None else values.network_shape
+    name, arguments = model_arguments(config, seen, num_classes, values=values is not None)
     data = {"shape": list(shape), "classes": classes, "values": to_document(values)}
     return {"model": name, "arguments": arguments, **data, "diffusion": describe_diffusion(config)}

@@ -169,9 +169,10 @@ def test_bad_arrays(array, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
+        (np.full(10, -1), "labels: expected whole numbers >= 0, got a minimum of -1; leave out the samples without a label"),
+        (np.full(10, 20240101), "labels: expected classes numbered from 0, no more than there are samples, got 20240101"),
         (np.zeros(9, int), r"labels: expected shape \(10,\), one for each image, got \(9,\)"),
         (np.zeros((10, 4), int), r"got \(10, 4\)"),
-        (np.full(10, -1), "minimum of -1"),
         (np.zeros(10), "got float64"),
     ],
 )

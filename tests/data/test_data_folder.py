@@ -1,5 +1,6 @@
 """Folders of images: classes, splits, broken files, pictures of every kind."""
 
+import os
 from itertools import chain, islice
 from pathlib import Path
 
@@ -75,6 +76,63 @@ def test_train_and_test_subfolders_are_splits(tmp_path):
     test = open_dataset(tmp_path, split="test")
     assert test.classes == ["ant", "bee", "cow"]  # of both splits, so that labels mean the same in both
     assert sorted(next(test.batches(2))[1].tolist()) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("folders", "sizes"),  # of the splits train, test and all
+    [
+        (("train", "val"), [1, 1, 2]),
+        (("train", "valid"), [1, 1, 2]),
+        (("Training", "validation"), [1, 1, 2]),
+        (("train", "val", "test"), [1, 1, 3]),
+        (("train", "test", "unlabelled"), [1, 1, 2]),
+        (("train",), [1, None, 1]),
+    ],
+)
+def test_splits_by_other_names(tmp_path, folders, sizes):
+    for folder in folders:
+        picture(tmp_path / folder / "ant" / f"{folder}.png")
+    opened = {split: open_dataset(tmp_path, split=split) for split, n in zip(("train", "test", "all"), sizes, strict=True) if n}
+    assert [len(data) for data in opened.values()] == [n for n in sizes if n]
+    assert all(data.classes == ["ant"] for data in opened.values())
+    if None in sizes:
+        with pytest.raises(NoTestSplit, match="which has a subfolder train alone"):
+            open_dataset(tmp_path, split="test")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("plane", "train"):
+        picture(tmp_path / name / "0.png")
+    assert open_dataset(tmp_path).classes == ["plane", "train"]
+
+
+def test_hidden_folders_pipes_and_loops_are_passed_over_and_links_followed(tmp_path):
+    root = classes_folder(tmp_path / "root", n=2)
+    for name in (".ipynb_checkpoints/0.png", "ant/.thumbnails/0.png", "ant/deep/.cache/deep/0.png", "__MACOSX/0.png"):
+        picture(root / name)
+    picture(tmp_path / "elsewhere" / "1.png")
+    (root / "ant" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "ant" / "loop").symlink_to(root / "ant")
+    os.mkfifo(root / "bee" / "pipe.png")
+    data = open_dataset(root)
+    assert (data.classes, [data.source.name(i) for i in range(len(data))]) == (
+        ["ant", "bee"],
+        ["ant/00.png", "ant/linked/1.png", "bee/01.png"],
+    )
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    (classes_folder(tmp_path) / "cow").mkdir()
+    with pytest.raises(ValueError, match=r"source: expected images in every class folder, got none in cow of"):
+        open_dataset(tmp_path)
+
+
+def test_pictures_of_a_phone_are_named(tmp_path):
+    picture(tmp_path / "0.jfif", format="JPEG")
+    (tmp_path / "1.HEIC").write_bytes(b"????ftypheic")
+    data = open_dataset(tmp_path)
+    next(data.batches(2))
+    assert data.broken == [("1.HEIC", "Pillow reads such files with a plugin alone, such as pillow-heif: convert them")]
 
 
 def test_no_test_split_is_an_error(tmp_path):

@@ -21,7 +21,7 @@ def measured(array, **options):
     return measure(open_dataset(array, kind="values", **options))
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (50, 1), (50, 3), (50, 3, 1), (50, 2, 7)])
+@pytest.mark.parametrize("shape", [(1, 3), (50, 1), (50, 3), (50, 3, 1), (50, 2, 7), (50, 5, 3, 2)])
 def test_mean_and_deviation(shape, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 16)  # the last one is shorter
     array = np.random.default_rng(0).normal(1e4, 3, shape).astype(np.float32)
@@ -32,15 +32,16 @@ def test_mean_and_deviation(shape, monkeypatch):
     assert np.allclose(values.std, array.astype(np.float64).std(axes), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(500, 3), (500, 3, 1), (500, 2, 8)])
+@pytest.mark.parametrize("shape", [(500, 3), (500, 3, 1), (500, 2, 8), (100, 4, 8, 2)])
 def test_a_network_sees_mean_0_and_deviation_1_of_each_channel(shape):
-    array = np.random.default_rng(0).normal([[5e3]], 20, shape).astype(np.float32)
+    array = np.random.default_rng(0).normal(5e3, 20, shape).astype(np.float32)
     values, x = measured(array), torch.from_numpy(array)
     seen = values.to_network(x)
     assert (seen.shape[1:], seen.dtype) == (values.network_shape, torch.float32)
+    seen = seen.flatten(2)
     assert seen.mean((0, 2)).abs().max() < 1e-4
     assert seen.std((0, 2), correction=0).sub(1).abs().max() < 1e-4
-    back = values.from_network(seen)
+    back = values.from_network(values.to_network(x))
     assert back.shape == x.shape
     assert (back - x).abs().max() < 2e-3  # two units in the last place of 5,000
 
@@ -71,7 +72,7 @@ def test_a_document_gives_the_values_back_through_json():
     assert from_document(to_document(None)) is None
 
 
-@pytest.mark.parametrize("shape", [(9, 5), (9, 3, 16)])
+@pytest.mark.parametrize("shape", [(9, 5), (9, 3, 16), (9, 5, 4, 6), (9, 1, 2, 4, 2)])
 def test_a_description_builds_a_model_that_takes_them(shape):
     values = measured(torch.randn(shape))
     model = dataclasses.replace(UNET, multipliers=(1,) if len(shape) == 2 else (1, 2))
@@ -80,7 +81,7 @@ def test_a_description_builds_a_model_that_takes_them(shape):
     seen = values.to_network(torch.randn(shape))
     assert net(seen, torch.rand(9), torch.arange(9) % 3).shape == seen.shape
     attends = any("attention" in name for name, _ in net.named_parameters())
-    assert attends == (len(shape) == 3)
+    assert attends == (len(shape) > 2)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,7 @@ def test_a_description_builds_a_model_that_takes_them(shape):
             {"model": dataclasses.replace(UNET, multipliers=(1, 1, 1))},
             "data: expected a length that is a multiple of 4, ",
         ),
+        ((5, 8, 7), {"model": dataclasses.replace(UNET, multipliers=(1, 1))}, "data: expected sides that are multiples of 2"),
     ],
 )
 def test_settings_for_images_are_named(shape, changes, message):
