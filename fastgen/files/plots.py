@@ -61,5 +61,5 @@ def _planes(figure, real: Tensor, drawn: Tensor, labels) -> None:
         for i, axes in enumerate(panels[row]):
             axes.set_axis_off()
             if i < len(planes):
-                axes.imshow(planes[i], vmin=real.min(), vmax=real.max(), cmap="gray")
+                axes.imshow(planes[i].numpy(), vmin=float(real.min()), vmax=float(real.max()), cmap="gray")
                 axes.set_title(name if labels is None else f"{name}, {labels[i]}", fontsize=8)
