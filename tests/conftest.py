@@ -1,5 +1,5 @@
-"""One thread for every test: the tensors are small, and sums then come out the same on every machine. Where there is no GPU,
-Triton interprets kernels."""
+"""One thread for every test and every process that a test starts: the tensors are small, sums then come out the same on every
+machine, and threads of more processes than cores would wait for one another. Where there is no GPU, Triton interprets kernels."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from filelock import FileLock  # torch needs it too
 from tests.helpers.command import FRAME
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
