@@ -410,6 +410,7 @@ def stack(shape, dtype=torch.float32, layout="contiguous"):
     return random(shape, dtype, layout, seed=5).requires_grad_()
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("algorithm", "spatial", "layout", "order"),
     all_pairs(
@@ -422,6 +423,7 @@ def test_qkv(algorithm, spatial, layout, order):
     assert_as_accurate(op, peer, stack((2, 96, *spatial), layout=layout))
 
 
+@pytest.mark.kill
 def test_qkv_of_one_position():
     qkv = stack((3, 96))
     named = results(partial(attention_qkv, num_heads=2), qkv)
