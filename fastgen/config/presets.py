@@ -61,6 +61,23 @@ PRESETS: dict[str, TrainConfig] = {
         data=DataConfig(size=32, flip=True),
         model=UNetConfig(channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1,), dropout=0.1),
     ),
+    "folder64": TrainConfig(
+        data=DataConfig(size=64, flip=True),
+        model=UNetConfig(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention_levels=(2,), dropout=0.1),
+    ),
+    "folder32-laptop": TrainConfig(
+        data=DataConfig(size=32, flip=True),
+        model=UNetConfig(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(), head_dim=32, groups=8, patch=2),
+        diffusion=DiffusionConfig(times="logit_normal"),
+        steps=10_000,
+        batch_size=32,
+        lr=1e-3,
+        warmup=100,
+        ema=0.995,
+        log_every=20,
+        sample_every=500,
+        checkpoint_every=500,
+    ),
 }
 
 # Half of the labels are left out in training, since one may or may not know what an image is of.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,17 @@ class FolderSource:
 
     def __str__(self) -> str:
         return str(self.folder)
+
+    @cached_property
+    def original_size(self) -> tuple[int, int] | None:
+        """Width and height of the first image that can be opened, before it is cropped and scaled; None without one."""
+        for path in self.paths[:100]:
+            try:
+                with Image.open(path) as image:
+                    return image.size
+            except Exception:
+                continue
+        return None
 
     def name(self, index: int) -> str:
         """The path of the file relative to the folder."""

@@ -11,6 +11,7 @@ import torch
 from fastgen.config.schema import TrainConfig
 from fastgen.data import SampleDataset, open_dataset, open_held_out
 from fastgen.data.dataset import Unlabelled
+from fastgen.data.folder import FolderSource
 from fastgen.data.indexed import IndexedDataset
 from fastgen.data.units import Standardized, Values, measure
 from fastgen.errors import expect
@@ -34,6 +35,18 @@ def open_training_data(config: TrainConfig, run: Path | None = None) -> tuple[Sa
     if refuses_labels(config):
         data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     return data, held_out, values
+
+
+def describe_data(data: SampleDataset, held_out: SampleDataset | None) -> str:
+    """A line on what is trained on: "3,000 images of 3x32x32 in 2 classes, 300 held out, scaled from 64x64"."""
+    classes = "" if data.classes is None else f" in {len(data.classes)} classes"
+    share = "" if held_out is None else f", {len(held_out):,} held out"
+    text = f"{len(data):,} {data.kind} of {'x'.join(map(str, data.shape))}{classes}{share}"
+    source = data.source if isinstance(data, IndexedDataset) else None
+    original = source.original_size if isinstance(source, FolderSource) else None
+    if original is not None and original != (data.shape[2], data.shape[1]):
+        text += f", cropped to a square and scaled from {original[0]}x{original[1]}"
+    return text
 
 
 def digest_of(data: SampleDataset, device: torch.device, workers: int | None) -> str | None:

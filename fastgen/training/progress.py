@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastgen.config.schema import TrainConfig
@@ -27,7 +27,7 @@ class Progress:
 
     def __init__(self, out: Path, step: int, config: TrainConfig):
         writes = rank() == 0
-        self._out = out
+        self._out, self._config = out, config
         self._log = MetricsLog(out / "metrics.jsonl", step) if writes else None
         self._writer = open_writer(config, out, step) if writes else None
         self.bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if writes else True)
@@ -42,6 +42,28 @@ class Progress:
         self.settle()
         self.coming = Reading(mean(torch.stack(losses).mean())), images, {"step": step, **values}
         self.settle(wait=False)
+
+    def announce(self, data: str, model: nn.Module, precision: str, device: torch.device) -> None:
+        """Says, before the first step, what is trained on what, and how."""
+        config, parameters = self._config, sum(p.numel() for p in model.parameters())
+        self._say(f"data: {data}")
+        self._say(
+            f"model: {type(model).__name__} of {parameters:,} parameters, {precision} on {device}; weights, gradients, optimizer "
+            f"and averages take {24 * parameters / 1e9:.2g} GB, the activations of a batch come on top"
+        )
+        self._say(
+            f"steps: {config.steps:,} of {config.batch_size} samples; lr {config.lr:g} after a warm-up of {config.warmup_steps}"
+            + (f", since --warmup {config.warmup} is not below --steps" if config.warmup_steps != config.warmup else "")
+        )
+
+    def first_step(self, seconds: float, steps: int) -> None:
+        """Says how long `steps` more will take, from the time of the first, where that is long enough to tell."""
+        if seconds >= 1:
+            self._say(f"the first step took {seconds:.3g} s: {steps:,} more take at most about {duration(seconds * steps)}")
+
+    def _say(self, text: str) -> None:
+        if self._log is not None:
+            self.bar.write(text, file=sys.stderr)
 
     def write(self, *, step: int, **values: Any) -> None:
         """Logs values of a step that were waited for, and the pictures of samples/ with its number. The time that they took does
@@ -75,11 +97,24 @@ class Progress:
         speed, self._since = images / (now - self._since), now
         self._write(**values, loss=loss, images_per_second=round(speed, 1))
         self.bar.set_postfix_str(f"loss {loss:.4g}, {speed:.0f} images/s")
+        if self._log is not None and self.bar.disable:  # no terminal: a line
+            steps = self._config.steps
+            left = duration((steps - values["step"]) * self._config.batch_size / speed)
+            line = f"step {values['step']:,} of {steps:,}: loss {loss:.4g}, {speed:.3g} images/s, {left} left"
+            print(line, file=sys.stderr, flush=True)
 
     def _write(self, **values: Any) -> None:
         for log in (self._log, self._writer):
             if log is not None:
                 log.write(**values)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: "40 s", "12 min", "3.5 h", "5.2 days"."""
+    for unit, size in (("days", 86_400), ("h", 3_600)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 class Reading:

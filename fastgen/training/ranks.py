@@ -186,7 +186,7 @@ def distribute(objective: nn.Module, device: torch.device, *, shards: bool) -> n
 def shard(module: nn.Module, device: torch.device, *, free: bool = True) -> None:
     """Shards the parameters of a module over the ranks by FSDP2, in place. Each module in a ModuleList is a unit, which is
     gathered when it is computed, and all outside of the lists is another. free: whether a unit is freed again once it is
-    computed.""" # A block hands on what it was given, for skip connections, which is safe: nothing is changed in place.
+    computed."""  # A block hands on what it was given, for skip connections, which is safe: nothing is changed in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world(),))
     for block in [*_blocks(module), module]:

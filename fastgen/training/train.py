@@ -23,7 +23,7 @@ from fastgen.interchange.init_from import load_weights, starting_from
 from fastgen.models.build import is_own, make_model, make_objective
 from fastgen.optim import AdamWEMA
 from fastgen.runs.run import describe
-from fastgen.training.data import digest_of, ended_reader, expecting_readers, open_training_data, report_broken
+from fastgen.training.data import describe_data, digest_of, ended_reader, expecting_readers, open_training_data, report_broken
 from fastgen.training.host import Interruption, keep_freed_memory
 from fastgen.training.lock import locked
 from fastgen.training.metrics_log import expect_writer, plot_loss
@@ -180,8 +180,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         opened.callback(getattr(batches, "close", lambda: None))  # ends the processes that read for it
         progress = opened.enter_context(closing(Progress(out, step, config)))
 
+        progress.announce(describe_data(data, held_out), averaged, precision, device)
         if step > 0 and is_seen(step) and gather(not (out / "samples" / f"{step:08d}.png").exists())[0]:
             look()  # the process was killed after the checkpoint
+        first = step
         while step < config.steps:
             stop = interruption.signal or int(time.monotonic() >= deadline)
             if vote is not None:
@@ -196,11 +198,14 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
                     raise
                 stop = interruption.signal  # it came before the process that reads could ignore it
                 break
+            began = time.monotonic()
             key = noise_key(config.seed, noise_streams.NOISE, step, samples, device)
             for group in optimizer.param_groups:
                 group["lr"].fill_(learning_rate(config, step))
             losses.append(run_step(image, label, key))
             step += 1
+            if step == first + 1 and device.type == "cpu":  # a GPU's is not done yet
+                progress.first_step(time.monotonic() - began, config.steps - step)
 
             progress.bar.update()
             if progress.coming is not None:
@@ -285,8 +290,9 @@ def train_step(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up, then cosine decay to 0 at config.steps, or constant."""
-    warmup = min(1.0, (step + 1) / (config.warmup + 1))
+    """The learning rate of a step, counted from 0: linear warm-up over `config.warmup_steps`, then cosine decay to 0 at
+    config.steps, or constant."""
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     decay = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.lr_decay == "cosine" else 1.0
     return config.lr * warmup * decay
 
