@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from fastgen.config.files import load_yaml
-from fastgen.config.presets import PRESETS
+from fastgen.config.presets import DESCRIPTIONS, PRESETS
 from fastgen.config.schema import TrainConfig
 from fastgen.errors import expect, lookup
 from fastgen.interchange.init_from import starting_from
@@ -16,7 +16,10 @@ from fastgen.interchange.init_from import starting_from
 USAGE = f"""usage: fastgen train PRESET [--out RUN] [--config FILE] [--init-from PATH] [--resume] [OPTIONS]
        fastgen train --out RUN --resume [OPTIONS]
 
-Presets: {", ".join(PRESETS)}. `fastgen train PRESET --help` has its options."""
+Presets:
+{chr(10).join(f"  {name:18}{text}" for name, text in DESCRIPTIONS.items())}
+
+`fastgen train PRESET --help` has its options."""
 
 
 @dataclass(frozen=True)
@@ -79,4 +82,5 @@ def _train(options: TrainOptions, command: str) -> None:
         if outcome.signal is not None:
             sys.exit(128 + outcome.signal)
     else:
-        say(f"{out}: samples/{outcome.step:08d}.png, loss.png; to draw more: fastgen sample {out}")
+        written = [name for name in (f"samples/{outcome.step:08d}.png", "loss.png") if (out / name).exists()]
+        say(f"{out}: {', '.join(written or ['checkpoints'])}; to draw more: fastgen sample {out}")

@@ -97,3 +97,15 @@ PRESETS |= {
         checkpoint_every=1_300,
     ),
 }
+
+DESCRIPTIONS = {
+    "mnist": "a diffusion model of 28x28 digits, by class",
+    "mnist-vae": "the MLP VAE on the same digits",
+    "mnist-upscale": "super-resolution of digits from 7x7, for fastgen upscale",
+    "mnist-inpaint": "filling holes in digits, for fastgen inpaint",
+    "digits": "a diffusion model of 8x8 digits, in under a minute",
+    "wine": "a diffusion model of a table of 178 rows and 13 columns",
+    "folder32": "your images (--data.source FOLDER) at 32x32, on a GPU",
+    "folder64": "your images at 64x64, on a GPU",
+    "folder32-laptop": "your images at 32x32, small enough for a CPU",
+}

@@ -5,8 +5,12 @@ import pytest
 import yaml
 
 from fastgen.config.files import from_dict, load_yaml, save_yaml, to_dict
-from fastgen.config.presets import PRESETS
+from fastgen.config.presets import DESCRIPTIONS, PRESETS
 from fastgen.config.schema import ConvVAEConfig, DataConfig, DiffusersConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
+
+
+def test_every_preset_is_described():
+    assert set(DESCRIPTIONS) == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
