@@ -20,3 +20,11 @@ class Block(Swapped, nn.Module):
     def obstacle(cls, module: Any) -> str | None:
         """Why a module is left as it is; None where it is not."""
         raise NotImplementedError
+
+    @classmethod
+    def learn(cls, module: Any) -> None:
+        """Learns the classes of other objects that `obstacle` asks for: before it is first asked, and in each process anew."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.learn(self)

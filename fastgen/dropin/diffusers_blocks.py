@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.dropin.block import Block
-from fastgen.dropin.norms import is_group_norm, normalize, normalize_beside
+from fastgen.dropin.diffusers_sources import FUSED, find_processors, processor_kind
+from fastgen.dropin.norms import is_group_norm, normalize, normalize_beside, normalize_embedded
 from fastgen.dropin.swap import overridden, plain
 from fastgen.functional import add_layer_norm, attention, attention_qkv, geglu
 from fastgen_kernels.layout import channels_last, like
@@ -20,13 +21,17 @@ class ResnetBlock2D(Block):
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
-        if not plain(module.nonlinearity, nn.SiLU):
+        if type(module.nonlinearity) is not nn.SiLU:
             return f"its activation is {type(module.nonlinearity).__name__}, not SiLU"
+        if reason := overridden(module.nonlinearity):
+            return f"its activation is called: {reason}"
         return _not_read(norm1=module.norm1, norm2=module.norm2)
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        embeds = temb is not None and self.time_emb_proj is not None
-        if self.obstacle(self) or (not embeds and (temb is not None or self.time_embedding_norm == "scale_shift")):
+        way = self.time_embedding_norm  # any other than these two leaves the embedding out
+        embeds = temb is not None and temb.dim() == 2 and self.time_emb_proj is not None and way in ("default", "scale_shift")
+        known = input_tensor.dim() == 4 and (embeds or (temb is None and way != "scale_shift"))
+        if not known or self.obstacle(self):
             return super().forward(input_tensor, temb, *args, **kwargs)
         h, x = normalize_beside(self.norm1, input_tensor, activation="silu")
         for resample in (self.upsample, self.downsample):
@@ -34,14 +39,11 @@ class ResnetBlock2D(Block):
                 x, h = resample(x), resample(h)
         h = self.conv1(h)
 
-        options: dict[str, Tensor] = {}
         if embeds:
             emb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
-            if self.time_embedding_norm == "scale_shift":
-                options["scale"], options["shift"] = emb.chunk(2, dim=1)
-            else:
-                options["pre_bias"] = emb
-        h = normalize(self.norm2, h, activation="silu", **options)
+            h = normalize_embedded(self.norm2, h, emb, way == "scale_shift")
+        else:
+            h = normalize(self.norm2, h, activation="silu")
 
         h = self.conv2(self.dropout(h))
         x = x if self.conv_shortcut is None else self.conv_shortcut(x)
@@ -60,6 +62,7 @@ class Upsample2D(Block):
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         x = hidden_states
         as_made = output_size is None and self.norm is None and self.interpolate and not self.use_conv_transpose
+        as_made = as_made and x.shape[1] == self.channels
         if not as_made or not channels_last(x) or 4 * x.numel() >= 2**31:
             return super().forward(x, output_size, *args, **kwargs)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -75,15 +78,18 @@ class Attention(Block):
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
-        processor = type(module.processor).__name__
-        if processor not in ("AttnProcessor2_0", "FusedAttnProcessor2_0"):
-            return f"its processor is {processor}"
+        if processor_kind(module.processor) is None:
+            return f"its processor is {type(module.processor).__name__}"
         for name in ("spatial_norm", "norm_cross", "norm_q", "norm_k"):
             if getattr(module, name) is not None:
                 return f"it has a {name}"
         if module.inner_kv_dim != module.inner_dim:
             return "it has fewer heads of keys than of queries"
         return None if module.group_norm is None else _not_read(group_norm=module.group_norm)
+
+    @classmethod
+    def learn(cls, module: Any) -> None:
+        find_processors()
 
     def forward(
         self,
@@ -92,20 +98,22 @@ class Attention(Block):
         attention_mask: Tensor | None = None,
         **cross_attention_kwargs: Any,
     ) -> Tensor:
-        unread = set(cross_attention_kwargs) <= {"temb"}  # for a spatial_norm
-        if attention_mask is not None or not unread or self.obstacle(self):
+        x, context = hidden_states, encoder_hidden_states
+        as_made = attention_mask is None and set(cross_attention_kwargs) <= {"temb"}  # which a spatial_norm reads
+        as_made = as_made and x.dim() in (3, 4) and (context is None or context.shape[0] == x.shape[0])
+        if not as_made or self.obstacle(self):
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
-        x = hidden_states
         h = x if x.dim() == 3 else x.flatten(2).transpose(1, 2)  # [N, T, C]
         if self.group_norm is not None:
             h, skip = (y.transpose(1, 2) for y in normalize_beside(self.group_norm, h.transpose(1, 2)))
             x = skip if x.dim() == 3 else skip.transpose(1, 2).view(x.shape)
 
-        if type(self.processor).__name__ == "FusedAttnProcessor2_0" and encoder_hidden_states is None:
+        fused = processor_kind(self.processor) == FUSED
+        if fused and context is None:
             out = attention_qkv(self.to_qkv(h).transpose(1, 2), self.heads).transpose(1, 2)
         else:
-            context = h if encoder_hidden_states is None else encoder_hidden_states
-            if type(self.processor).__name__ == "FusedAttnProcessor2_0":
+            context = h if context is None else context
+            if fused:
                 projected = self.to_q(h), *self.to_kv(context).chunk(2, dim=2)
             else:
                 projected = self.to_q(h), self.to_k(context), self.to_v(context)
@@ -192,16 +200,18 @@ class GEGLU(Block):
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
-        return None
+        return "its gelu is replaced on the instance" if "gelu" in module.__dict__ else None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs:
+        if args or kwargs or self.obstacle(self):
             return super().forward(hidden_states, *args, **kwargs)
         return geglu(self.proj(hidden_states))
 
 
 def _add_layer_norm(module: Any, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """The norm of x + residual by an nn.LayerNorm, and the sum."""
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        x, residual = x + residual, None  # as PyTorch broadcasts and promotes
     return add_layer_norm(x, residual, module.weight, module.bias, module.eps)
 
 

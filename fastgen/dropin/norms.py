@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.dropin.swap import Swapped, overridden, plain, set_attribute, swap
+from fastgen.dropin.swap import Swapped, overridden, plain
 from fastgen.functional import add_group_norm, group_norm
+
+SILU = {F.silu}  # functions that compute it; `optimize` adds those that it finds
 
 
 def normalize(module: Any, x: Tensor, **options: Any) -> Tensor:
@@ -18,60 +21,73 @@ def normalize_beside(module: Any, x: Tensor, **options: Any) -> tuple[Tensor, Te
     return add_group_norm(x, None, module.num_groups, module.weight, module.bias, module.eps, **options)
 
 
+def normalize_embedded(module: Any, x: Tensor, emb: Tensor, scale_shift: bool) -> Tensor:
+    """SiLU of the norm of x + emb; with scale_shift, of the norm scaled by 1 + the first half of emb and shifted by the second.
+
+    emb: (N, C), or (N, 2C) with scale_shift. An embedding of another batch or dtype, as PyTorch broadcasts and promotes them, is
+    added in a pass of its own.
+    """
+    if emb.dim() == 2 and emb.shape[0] == x.shape[0] and emb.dtype == x.dtype:
+        if not scale_shift:
+            return normalize(module, x, activation="silu", pre_bias=emb)
+        scale, shift = emb.chunk(2, dim=1)
+        return normalize(module, x, activation="silu", scale=scale, shift=shift)
+    emb = emb[(..., *[None] * (x.dim() - emb.dim()))]
+    if not scale_shift:
+        return normalize(module, x + emb, activation="silu")
+    scale, shift = emb.chunk(2, dim=1)
+    return F.silu(normalize(module, x) * (1 + scale) + shift)
+
+
+def activated(activation: Any, norm: Any, x: Any) -> Any:
+    """activation(norm(x)): one op where that is SiLU of a group norm and nothing is to see what passes between them."""
+    if fuses(activation, norm) and is_image(x):
+        return normalize(norm, x, activation="silu")
+    return activation(norm(x))
+
+
+def fuses(activation: Any, norm: Any) -> bool:
+    """Whether a norm and the activation of its output may be one op."""
+    silu = plain(activation, nn.SiLU) if isinstance(activation, nn.Module) else activation in SILU
+    return silu and is_group_norm(norm) and overridden(norm) is None
+
+
 class GroupNorm(Swapped, nn.GroupNorm):
-    """x: (N, C, *S), of 0 to 3 spatial dimensions; others go to the former forward. The memory format is kept. Sums are in fp32
-    and the result is in x's dtype, under autocast too, as guided-diffusion's GroupNorm32 computes with casts."""
+    """input: (N, C, *S), of 0 to 3 spatial dimensions; others go to the former forward, as do the proxies of torch.fx. The memory
+    format is kept. Sums are in fp32 and the result is in the input's dtype, under autocast too, as guided-diffusion's GroupNorm32
+    computes with casts."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return normalize(self, x) if 2 <= x.dim() <= 5 else super().forward(x)
-
-
-class GroupNormSiLU(GroupNorm):
-    """A GroupNorm with the SiLU that its parent calls next, unless a hook is to see what lies between."""
-
-    following: tuple[nn.Module]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalize(self, x, activation="silu") if fuses(self, *self.following) else super().forward(x)
-
-
-class FusedSiLU(Swapped, nn.SiLU):
-    """The SiLU after a GroupNormSiLU, which has computed it already: the identity."""
-
-    preceding: tuple[nn.Module]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if fuses(*self.preceding, self) else super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return normalize(self, input) if is_image(input) else super().forward(input)
 
 
 class Sequential(Swapped, nn.Sequential):
     """nn.Sequential in which GroupNorm and SiLU beside each other are one op."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, input: Any) -> Any:
         modules = list(self)
         while modules:
             module, *modules = modules
-            if modules and is_group_norm(module) and plain(modules[0], nn.SiLU) and overridden(module) is None:
-                x = normalize(module, x, activation="silu")
+            if modules and is_group_norm(module) and type(modules[0]) is nn.SiLU:
+                input = activated(modules[0], module, input)
                 modules = modules[1:]
             else:
-                x = module(x)
-        return x
+                input = module(input)
+        return input
 
 
-def pair(norm: nn.Module, activation: nn.Module) -> None:
-    """Makes one op of a norm and the activation that is called on its output and nowhere else."""
-    swap(norm, GroupNormSiLU)
-    swap(activation, FusedSiLU)
-    set_attribute(norm, "following", (activation,))  # in a tuple, so that it is no child
-    set_attribute(activation, "preceding", (norm,))
+class FusedSiLU(Swapped, nn.SiLU):
+    """nn.SiLU. Only in old pickles, where it was the identity behind a `GroupNormSiLU`."""
 
 
-def is_group_norm(module: nn.Module) -> bool:
-    """Whether `optimize` changed the module to `GroupNorm`."""
-    return isinstance(module, GroupNorm)
+GroupNormSiLU = GroupNorm  # its name in old pickles, where it computed the SiLU of the module that came next too
 
 
-def fuses(norm: nn.Module, activation: nn.Module) -> bool:
-    """Whether a norm and its activation may be one op: nothing is to see what passes between them."""
-    return overridden(norm) is None and overridden(activation) is None
+def is_group_norm(module: Any) -> bool:
+    """Whether `optimize` changed the module to `GroupNorm`, and it is one still."""
+    return isinstance(module, GroupNorm) and type(module).forward is GroupNorm.forward
+
+
+def is_image(x: Any) -> bool:
+    """Whether x is a tensor that group_norm takes."""
+    return isinstance(x, Tensor) and 2 <= x.dim() <= 5

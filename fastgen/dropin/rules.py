@@ -5,16 +5,19 @@ it returns None where it does not apply.
 """
 
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastgen.dropin import diffusers_blocks
 from fastgen.dropin.block import Block
-from fastgen.dropin.diffusers_models import activate_embedding_once, fuse_output
+from fastgen.dropin.diffusers_sources import full_name, unknown_source
 from fastgen.dropin.guided_diffusion import AttentionBlock, ResBlock, is_attention_block, is_group_norm32, is_res_block
 from fastgen.dropin.norms import GroupNorm, Sequential, is_group_norm
+from fastgen.dropin.pairs import pairs_of, swap_forward
 from fastgen.dropin.report import Changed, Left, Outcome
-from fastgen.dropin.swap import Swapped, overridden, swap
+from fastgen.dropin.swap import Swapped, overridden, overrides, swap
 
 BLOCKS = {
     "diffusers.models.resnet.ResnetBlock2D": diffusers_blocks.ResnetBlock2D,
@@ -24,26 +27,17 @@ BLOCKS = {
     "diffusers.models.activations.GEGLU": diffusers_blocks.GEGLU,
     "diffusers.models.transformers.transformer_2d.Transformer2DModel": diffusers_blocks.Transformer2DModel,
 }
-OUTPUTS = {
-    "diffusers.models.unets.unet_2d.UNet2DModel",
-    "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel",
-    "diffusers.models.autoencoders.vae.Encoder",
-    "diffusers.models.autoencoders.vae.Decoder",
-}
-UNETS = {name for name in OUTPUTS if "UNet" in name}
-
-
-def output(module: nn.Module) -> Outcome | None:
-    """diffusers' last norm and its activation as one op."""
-    return fuse_output(module) if _home(module) in OUTPUTS else None
 
 
 def group_norm(module: nn.Module) -> Outcome | None:
     """nn.GroupNorm, and guided-diffusion's GroupNorm32, as one op."""
     if not isinstance(module, nn.GroupNorm) or isinstance(module, Swapped):
         return None
-    if type(module).forward is not nn.GroupNorm.forward and not is_group_norm32(type(module)):
-        return Left("its class has a forward of its own")
+    if is_parametrized(module):
+        return Left("it is parametrized")
+    cls: Any = type(module)
+    if not is_group_norm32(cls) and (others := overrides(cls, nn.GroupNorm)):
+        return Left(f"its class has a {others[0]} of its own")
     if reason := overridden(module):
         return Left(reason)
     swap(module, GroupNorm)
@@ -51,45 +45,60 @@ def group_norm(module: nn.Module) -> Outcome | None:
 
 
 def sequential(module: nn.Module) -> Outcome | None:
-    """GroupNorm and SiLU beside each other in an nn.Sequential as one op."""
-    if type(module) is not nn.Sequential:
+    """GroupNorm and SiLU beside each other in an nn.Sequential, or a subclass that computes nothing else, as one op."""
+    if not isinstance(module, nn.Sequential) or isinstance(module, Swapped):
         return None
-    children = list(module)
+    children = list(module.children())
     if not any(is_group_norm(norm) and type(act) is nn.SiLU for norm, act in pairwise(children)):
         return None
+    if others := overrides(type(module), nn.Sequential):
+        return None if "forward" in others else Left(f"its class has a {others[0]} of its own")
+    if "forward" in module.__dict__:
+        return Left("its forward is replaced on the instance")
     swap(module, Sequential)
     return Changed("GroupNorm + SiLU")
 
 
 def block(module: nn.Module) -> Outcome | None:
     """The residual and attention blocks of diffusers and guided-diffusion, by their mixins."""
-    mixin: type[Block] | None = BLOCKS.get(_home(module))
-    if is_res_block(type(module)):
+    if isinstance(module, Swapped):
+        return None
+    cls: Any = type(module)
+    mixin: type[Block] | None = None
+    if is_res_block(cls):
         mixin = ResBlock
-    elif is_attention_block(type(module)):
+    elif is_attention_block(cls):
         mixin = AttentionBlock
-    if mixin is None or isinstance(module, Swapped):
+    known = next((base for base in cls.__mro__ if full_name(base) in BLOCKS), None)
+    if known is not None:
+        mixin = BLOCKS[full_name(known)]
+        if others := overrides(cls, known):
+            return Left(f"its class has a {others[0]} of its own")
+        if reason := unknown_source(known):
+            return Left(reason)
+    if mixin is None:
         return None
     if "forward" in module.__dict__:
         return Left("its forward is replaced on the instance")
+    mixin.learn(module)
     if reason := mixin.obstacle(module):
         return Left(reason)
     swap(module, mixin)
     return Changed(mixin.fuses)
 
 
-def embedding(module: nn.Module) -> Outcome | None:
-    """SiLU of a UNet's time embedding once, not in each block."""
-    return activate_embedding_once(module) if _home(module) in UNETS else None
+def pair(module: nn.Module) -> Outcome | None:
+    """A norm and its activation that the forward of any other module calls one after the other as one op."""
+    if isinstance(module, Swapped):
+        return None
+    pairs = pairs_of(module)
+    if not pairs:
+        return None
+    if "forward" in module.__dict__:
+        return Left("its forward is replaced on the instance")
+    swap_forward(module, pairs)
+    return Changed(", ".join(sorted(f"{norm} + {act}".replace("self.", "") for act, norm in pairs)))
 
 
-# Each is applied to the whole model before the next: pairs that a parent calls, norms, what contains norms, what contains blocks.
-RULES = output, group_norm, sequential, block, embedding
-
-
-def _home(module: nn.Module) -> str:
-    """The class whose forward the module has, with its module's name; for an optimized module that is one of ours."""
-    for cls in type(module).__mro__:
-        if "forward" in vars(cls):
-            return f"{cls.__module__}.{cls.__qualname__}"
-    return ""
+# Each is applied to the whole model before the next: norms, then what contains them.
+RULES = group_norm, sequential, block, pair

@@ -6,21 +6,29 @@ the class is made again.
 """
 
 from functools import cache
+from types import MethodType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as nn_module
 
-_BEFORE = "_fastgen_before"  # the attributes that were set: (former value,), or () where there was none
+_BEFORE = "_fastgen_before"  # in old pickles: the attributes that were set, as (former value,), or () where there was none
 
 
 class Swapped:
     """Base of the mixins. `mixin` is the one that a module's class derives from, `former` the class that the module had."""
 
-    mixin: type
-    former: type
+    mixin: Any
+    former: Any
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (self.mixin, self.former), self.__getstate__()  # type: ignore[attr-defined]  # Python 3.11 has it
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles in this module's place: one of the former class, of the same parameters and children."""
+        twin = self.former.__new__(self.former)
+        twin.__dict__.update(self.__dict__, _modules=self.__dict__["_modules"].copy())
+        return twin
 
 
 def _rebuild(mixin: type, former: type) -> Any:
@@ -40,35 +48,53 @@ def swap(module: nn.Module, mixin: Any) -> None:
     module.__class__ = _joined(mixin, former)
 
 
-def set_attribute(module: nn.Module, name: str, value: Any) -> None:
-    """Sets an attribute of the module, to be undone by `unswap`."""
-    module.__dict__.setdefault(_BEFORE, {})[name] = (getattr(module, name),) if hasattr(module, name) else ()
-    setattr(module, name, value)
-
-
-def has_set(module: nn.Module, name: str) -> bool:
-    """Whether `set_attribute` set it."""
-    return name in module.__dict__.get(_BEFORE, {})
-
-
 def unswap(module: nn.Module) -> None:
-    """The module as it was before `swap` and `set_attribute`."""
+    """Gives the module its former class. What others have since hung on it stays: a class derived from ours, as `parametrize`
+    makes it, is derived from the former class; a method of ours that was kept, as accelerate's hooks do, becomes the former
+    one."""
     for name, before in module.__dict__.pop(_BEFORE, {}).items():
         delattr(module, name)
         for value in before:
             setattr(module, name, value)
-    if isinstance(module, Swapped):
-        module.__class__ = module.former
+    if not isinstance(module, Swapped):
+        return
+    cls, former = type(module), module.former
+    for name, value in module.__dict__.items():
+        if isinstance(value, MethodType) and value.__self__ is module and value.__func__ is getattr(cls, value.__name__, None):
+            module.__dict__[name] = MethodType(getattr(former, value.__name__), module)
+    module.__class__ = former if "former" in vars(cls) else _derived_from(former, cls)
+
+
+def _derived_from(former: type, cls: type) -> Any:
+    """cls, which derives from an exchanged class, as it would be without the exchange."""
+    bases = tuple(former if issubclass(base, Swapped) else base for base in cls.__bases__)
+    return type(cls.__name__, bases, {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")})
 
 
 def overridden(module: nn.Module) -> str | None:
     """What would be lost if a parent read the module's parameters instead of calling it; None where nothing would."""
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return "it has hooks" if any(hooks) else None
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it has hooks"
+    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        return "all modules have hooks"
+    return "all modules have hooks" if nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks else None
 
 
 def plain(module: Any, *classes: type) -> bool:
     """Whether the module is just of one of the classes, and nothing is hung on it."""
     return type(module) in classes and overridden(module) is None
+
+
+def overrides(cls: type, base: type) -> list[str]:
+    """What a subclass computes in another way than its base may: the names that it, or a class between, defines anew."""
+    between = cls.__mro__[: cls.__mro__.index(base)]
+    return sorted({name for each in between for name in vars(each) if hasattr(base, name)} - _HARMLESS)
+
+
+_HARMLESS = {
+    "__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__",
+    "__annotations_cache__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__", "__dict__",
+    "__weakref__", "__abstractmethods__", "_abc_impl", "__repr__", "extra_repr", "__constants__",
+}  # fmt: skip

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _SWITCH = os.environ.get("FASTGEN_KERNELS", "on")
 if _SWITCH not in ("on", "off"):
@@ -25,14 +26,20 @@ def use_triton(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> boo
     """Whether an op on these tensors takes its kernel; None is an absent argument.
 
     dtype: of a result of another dtype than the tensors. fp64, in which the tensors or the result make the op compute, takes the
-    reference on a GPU: the kernels' tiles are made for the registers that fp32 needs.
+    reference on a GPU: the kernels' tiles are made for the registers that fp32 needs. The transforms of torch.func and
+    forward-mode differentiation take it too: kernels have derivatives for backward alone.
     """
-    if not _enabled or (dtype == torch.float64 and not _INTERPRETED):
+    if not _enabled or (dtype == torch.float64 and not _INTERPRETED) or transformed():
         return False
     for x in tensors:
         if x is not None and (obstacle(x.device) is not None or (x.dtype == torch.float64 and not _INTERPRETED)):
             return False
     return True
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, looks at what is computed."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 @contextmanager

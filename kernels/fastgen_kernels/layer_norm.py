@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastgen_kernels.checks import check_device, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.layout import compute_dtype
+from fastgen_kernels.layout import autocasts, compute_dtype
 from fastgen_kernels.library import beside_input, define
 
 
@@ -75,7 +75,7 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
 
     weight, bias: (C,). All floats; the norm is in fp32, in fp64 for fp64 x. Arguments have passed layer_norm's checks.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         with torch.autocast(x.device.type, enabled=False):
             return _normalize(x, weight, bias, eps)
     return _normalize(x, weight, bias, eps)

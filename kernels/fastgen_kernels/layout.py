@@ -11,6 +11,11 @@ def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for x's device; it is not on the meta device, which torch.is_autocast_enabled refuses."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def channels_last(x: Tensor) -> bool:
     """Whether x (N, C, *S) has its channels innermost: as channels_last, a slice of it, or (N, T, C) transposed."""
     return x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()

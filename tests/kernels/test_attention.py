@@ -123,6 +123,15 @@ def test_op_info(dtype):
         assert (ours - truth).abs().max() <= 2 * (stock - truth).abs().max()
 
 
+@pytest.mark.parametrize("keys", [1, 4, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_query_that_is_nan_stays_nan(keys, dtype):
+    q, k, v = heads((1, 2, 3, keys, 8), dtype)
+    with torch.no_grad():
+        q[0, 1, 2, 5] = torch.nan
+        assert attention(q, k, v).isnan().nonzero()[:, :3].unique(dim=0).tolist() == [[0, 1, 2]]
+
+
 def stacked(q, k, v, order):
     """(N, 3C, T) of (N, H, T, D)."""
     axis = {"qkv_major": 1, "head_major": 2}[order]

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastgen_kernels.attention.choice import kernels_are_faster, one_tile, readable
 from fastgen_kernels.checks import check_choice, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
-from fastgen_kernels.layout import as_heads, channels_last, compute_dtype, empty_like, split_heads
+from fastgen_kernels.layout import as_heads, autocasts, channels_last, compute_dtype, empty_like, split_heads
 from fastgen_kernels.library import define
 
 Order = Literal["qkv_major", "head_major"]
@@ -42,7 +42,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ke
     n, h, _, d = q.shape
     keys = k.shape[2] if k.dim() == 4 else 0
     check_shape((n, h, keys, d), "(N, H, S_k, D)", k=k, v=v)
-    if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
+    if not q.dtype == k.dtype == v.dtype and not autocasts(q):
         raise TypeError(f"k, v: expected {q.dtype} as q is, got {k.dtype} and {v.dtype}")
     if key_padding_mask is not None:
         if key_padding_mask.dtype != torch.bool:
@@ -107,6 +107,9 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None, ke
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, scale=scale).to(dtype)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if device == "cpu" and k.shape[2] < 16:
+        # With fewer keys than a vector register holds, it makes 0 of a query that is NaN (torch 2.13).
+        out = out.masked_fill(q.isnan().any(3, keepdim=True), math.nan)
     return out if nothing_left is None else out.masked_fill(nothing_left, 0)
 
 
@@ -125,8 +128,7 @@ def attention_qkv_reference(qkv: Tensor, num_heads: int, order: Order) -> Tensor
 
 def _autocast(x: Tensor) -> Tensor:
     """x as scaled_dot_product_attention casts it."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x
+    return x.to(torch.get_autocast_dtype(x.device.type)) if autocasts(x) and x.dtype != torch.float64 else x
 
 
 def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

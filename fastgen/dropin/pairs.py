@@ -1,0 +1,272 @@
+"""A norm and the activation of its output, where a module's own forward calls one after the other.
+
+The forward is compiled once more from its source, in which each such pair of calls,
+
+    x = self.norm(x)            x = activated(self.act, self.norm, x)
+    x = self.act(x)       →
+
+is one call of `norms.activated`, which decides each time whether they may be one op. All else in the forward, and the norm and
+the activation themselves, which others may share or call, stay as they are.
+"""
+
+import ast
+import inspect
+import linecache
+import textwrap
+from collections.abc import Callable
+from functools import cache
+from types import CellType, CodeType, FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastgen.dropin.norms import SILU, activated, is_group_norm
+from fastgen.dropin.swap import Swapped
+
+Pairs = frozenset[tuple[str, str]]  # of an activation and a norm, as the source names them
+_HELPER = "fastgen_activated"
+
+
+class Paired(Swapped, nn.Module):
+    """A mixin for modules whose forward was compiled again. The class has the former one's __module__ too, from which diffusers'
+    pipelines learn what library a model is of."""
+
+    pairs: Pairs
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (self.former, self.pairs), self.__getstate__()
+
+
+def pairs_of(module: nn.Module) -> Pairs:
+    """The pairs in the module's forward that are a group norm and SiLU. Functions that compute SiLU are added to `SILU`."""
+    cls: Any = type(module)
+    function = cls.forward
+    found = {(act, norm) for act, norm in _candidates(function) if is_group_norm(_named(norm, function, module))}
+    found = {(act, norm) for act, norm in found if _is_silu(_named(act, function, module))}
+    return frozenset(found) if found and _rewritten(function, frozenset(found)) else frozenset()
+
+
+def swap_forward(module: nn.Module, pairs: Pairs) -> None:
+    """Gives the module a class whose forward calls each of the pairs as one."""
+    cls: Any = type(module)
+    module.__class__ = _joined(cls, pairs)
+
+
+@cache
+def _joined(former: Any, pairs: Pairs) -> Any:
+    """The former class itself where its source is not what it was when the module was pickled."""
+    forward = _rewritten(former.forward, pairs)
+    for act, _ in pairs:  # after unpickling, its functions are to be found anew
+        _is_silu(_named(act, former.forward, None))
+    names = {"mixin": Paired, "former": former, "pairs": pairs, "forward": forward, "__doc__": former.__doc__}
+    return type(former.__name__, (Paired, former), {**names, "__module__": former.__module__}) if forward else former
+
+
+def _rebuild(former: type, pairs: Pairs) -> Any:
+    cls = _joined(former, pairs)
+    return cls.__new__(cls)
+
+
+def _is_silu(activation: Any) -> bool:
+    """nn.SiLU, F.silu, or a function x * sigmoid(x), by what it computes."""
+    if isinstance(activation, FunctionType) and set(activation.__code__.co_names) <= {"torch", "th", "F", "nn", "sigmoid"}:
+        x = torch.linspace(-30, 30, 61, dtype=torch.float64, device="cpu")
+        try:
+            if torch.allclose(activation(x), F.silu(x), 1e-12, 1e-12):
+                SILU.add(activation)
+        except Exception:  # it wants other arguments, or names that are not there
+            return False
+    return type(activation) is nn.SiLU or (inspect.isroutine(activation) and activation in SILU)
+
+
+def _named(path: str, function: Any, module: nn.Module | None) -> Any:
+    """What an expression as "self.norms[0]" or "F.silu" stands for in the function; None where that cannot be said."""
+    inner: Any = inspect.unwrap(function)
+    code = inner.__code__
+    own, *local = code.co_varnames
+    root = path.partition(".")[0].partition("[")[0]
+    if root in (*local, *code.co_cellvars, *code.co_freevars) or (root == own and not code.co_argcount):
+        return None
+    names = {**inner.__globals__, own: module}
+    try:
+        return eval(path, names)
+    except Exception:  # the attribute is missing, or of another kind
+        return None
+
+
+@cache
+def _candidates(function: Any) -> Pairs:
+    """What the function calls one on the result of the other."""
+    found: set[tuple[str, str]] = set()
+    definition = _definition(function)
+    if definition is not None:
+        _Fuse(lambda act, norm: _noted(found, act, norm)).visit(definition)
+    return frozenset(found)
+
+
+def _noted(found: set[tuple[str, str]], act: str, norm: str) -> bool:
+    """Adds a pair to those found, which is not to be fused."""
+    found.add((act, norm))
+    return False
+
+
+@cache
+def _rewritten(function: Any, pairs: Pairs) -> Any:
+    """The function with the pairs as one call each; None where its source is not at hand, or is not what the function runs."""
+    definition = _definition(function)
+    inner: Any = inspect.unwrap(function)
+    if definition is None or not _is_current(inner.__code__):
+        return None
+    decorators, definition.decorator_list = definition.decorator_list, []
+    _Fuse(lambda *pair: pair in pairs).visit(definition)
+    code = _code(definition, inner)
+    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True)) | {_HELPER: CellType(activated)}
+    closure = tuple(cells[name] for name in code.co_freevars)
+    made: Any = FunctionType(code, inner.__globals__, inner.__name__, inner.__defaults__, closure)
+    made.__kwdefaults__, made.__doc__, made.__qualname__ = inner.__kwdefaults__, inner.__doc__, inner.__qualname__
+    made.__annotations__ = inner.__annotations__
+    try:
+        for decorator in reversed(decorators):
+            made = eval(compile(ast.Expression(decorator), inner.__code__.co_filename, "eval"), inner.__globals__)(made)
+    except NameError:  # it is defined in a function or a class
+        return None
+    return made
+
+
+def _definition(function: Any) -> ast.FunctionDef | None:
+    """The function's source; None where it is not at hand."""
+    inner = inspect.unwrap(function)
+    if not isinstance(inner, FunctionType):
+        return None
+    try:
+        parsed: Any = ast.parse("if 1:\n" + textwrap.indent(inspect.getsource(inner), " ")).body[0]
+        [parsed] = parsed.body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    if not isinstance(parsed, ast.FunctionDef):
+        return None
+    ast.increment_lineno(parsed, inner.__code__.co_firstlineno - 2)
+    return parsed
+
+
+def _is_current(code: CodeType) -> bool:
+    """Whether the code is what its file, as it is now, is compiled to."""
+    return any(
+        (made.co_qualname, made.co_firstlineno) == (code.co_qualname, code.co_firstlineno)
+        and (made.co_code, made.co_names, _numbers(made)) == (code.co_code, code.co_names, _numbers(code))
+        for made in _codes(code.co_filename)
+    )
+
+
+def _numbers(code: CodeType) -> list[str]:
+    return [repr(x) for x in code.co_consts if not isinstance(x, str | CodeType)]
+
+
+@cache
+def _codes(filename: str) -> list[CodeType]:
+    """Of all functions in a file."""
+    found = [compile("".join(linecache.getlines(filename)), filename, "exec", dont_inherit=True)]
+    for code in found:  # grows as it goes
+        found += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return found
+
+
+def _code(definition: ast.FunctionDef, function: FunctionType) -> CodeType:
+    """The definition compiled, with the function's free variables and that of the helper. Annotations and defaults are taken from
+    the function, not evaluated again."""
+    outer = ast.parse(f"def outer({', '.join((_HELPER, *function.__code__.co_freevars))}): pass")
+    outer.body[0].body = [definition]  # type: ignore[attr-defined]
+    for each in (*definition.args.posonlyargs, *definition.args.args, *definition.args.kwonlyargs):
+        each.annotation = None
+    for other in (definition.args.vararg, definition.args.kwarg):
+        if other is not None:
+            other.annotation = None
+    definition.returns = None
+    definition.args.defaults, definition.args.kw_defaults = [], [None for _ in definition.args.kwonlyargs]
+    compiled = compile(ast.fix_missing_locations(outer), function.__code__.co_filename, "exec")
+    for _ in range(2):
+        compiled = next(constant for constant in compiled.co_consts if isinstance(constant, CodeType))
+    return compiled
+
+
+class _Fuse(ast.NodeTransformer):
+    """Makes one call of the pairs that `wanted(activation, norm)` says yes to."""
+
+    def __init__(self, wanted: Callable[[str, str], bool]) -> None:
+        self.wanted = wanted
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        outer = _applied(node)
+        inner = _applied(outer[1]) if outer else None
+        return _call(node, inner[1], outer[0], inner[0]) if outer and inner and self._wants(outer, inner) else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        for name in ("body", "orelse", "finalbody"):
+            if isinstance(statements := getattr(node, name, None), list):
+                setattr(node, name, self._statements(statements))
+        return super().generic_visit(node)
+
+    def _statements(self, statements: list[Any]) -> list[Any]:
+        done: list[Any] = []
+        for statement in statements:
+            if not (done and self._absorb(done, statement)):
+                done.append(statement)
+        return done
+
+    def _absorb(self, before: list[Any], statement: Any) -> bool:
+        """Whether `x = act(x)` became part of what comes before: of `x = norm(…)`, or of the branches of an if that end so."""
+        act = _assigned(statement)
+        if act is None or not isinstance(act[2], ast.Name) or act[2].id != act[0]:
+            return False
+        last = before[-1]
+        if isinstance(last, ast.If):
+            branches = [last.body, last.orelse]
+            if not any(branch and self._pair(branch[-1], statement) for branch in branches):
+                return False
+            for branch in branches:
+                if not (branch and self._absorb(branch, statement)):
+                    branch.append(statement)
+            return True
+        if pair := self._pair(last, statement):
+            before[-1] = pair
+            return True
+        return False
+
+    def _pair(self, first: Any, second: Any) -> Any:
+        """Both as one statement; None where they are no pair."""
+        norm, act = _assigned(first), _assigned(second)
+        if norm is None or act is None or norm[0] != act[0] or not self._wants((act[1], act[2]), (norm[1], norm[2])):
+            return None
+        return ast.copy_location(ast.Assign(first.targets, _call(second, norm[2], act[1], norm[1])), second)
+
+    def _wants(self, act: tuple[ast.expr, ast.expr], norm: tuple[ast.expr, ast.expr]) -> bool:
+        return _is_path(act[0]) and _is_path(norm[0]) and self.wanted(ast.unparse(act[0]), ast.unparse(norm[0]))
+
+
+def _call(at: Any, x: ast.expr, act: ast.expr, norm: ast.expr) -> ast.expr:
+    return ast.copy_location(ast.Call(ast.Name(_HELPER, ast.Load()), [act, norm, x], []), at)
+
+
+def _assigned(statement: Any) -> tuple[str, ast.expr, ast.expr] | None:
+    """(x, f, y) of the statement x = f(y)."""
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1 or not isinstance(statement.targets[0], ast.Name):
+        return None
+    applied = _applied(statement.value)
+    return (statement.targets[0].id, *applied) if applied else None
+
+
+def _applied(node: Any) -> tuple[ast.expr, ast.expr] | None:
+    """(f, x) of f(x)."""
+    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords and not isinstance(node.args[0], ast.Starred):
+        return node.func, node.args[0]
+    return None
+
+
+def _is_path(node: ast.expr) -> bool:
+    """Whether it is a name, or attributes and constant items of one."""
+    while isinstance(node, ast.Attribute) or (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)):
+        node = node.value
+    return isinstance(node, ast.Name)
