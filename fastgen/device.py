@@ -5,8 +5,12 @@ import textwrap
 import torch
 from torch import nn
 
+from fastgen.errors import expect
+
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "bf16_weights": torch.bfloat16, "fp16": torch.float16}
 """What matrix products and convolutions are computed in, by the precision; "fp32" is computed without autocast."""
+
+PRECISIONS = ("auto", "fp32", *AUTOCAST_DTYPES)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -51,7 +55,9 @@ def computes_fp16(device: torch.device) -> bool:
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """ "auto" is bf16 where the device computes it, else fp16 where it computes that, else fp32; another is itself."""
+    """ "auto" is bf16 where the device computes it, else fp16 where it computes that, else fp32; another is itself. Raises
+    ValueError for one that is not in PRECISIONS."""
+    expect("precision", precision, precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
     return "bf16" if computes_bf16(device) else "fp16" if computes_fp16(device) else "fp32"

@@ -80,8 +80,14 @@ class VAEConfig:
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     std: float = 1.0
     """Deviation of the gaussian likelihood."""
+    beta: float = 1.0
+    """Weight of the KL term in the loss; 1 is the ELBO's."""
+    kl_warmup: int = 0
+    """Steps in which that weight rises from 0."""
 
     def __post_init__(self):
+        expect("model.beta", self.beta, 0 <= self.beta < math.inf, "a finite number >= 0")
+        expect("model.kl_warmup", self.kl_warmup, self.kl_warmup >= 0, "a whole number >= 0")
         expect("model.latent_dim", self.latent_dim, self.latent_dim >= 1, "a number >= 1")
         expect("model.std", self.std, self.std > 0 and math.isfinite(self.std), "a finite number > 0")
 

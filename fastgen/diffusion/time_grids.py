@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgen.diffusion.schedules import RectifiedFlow, Schedule
+from fastgen.diffusion.schedules import Discrete, RectifiedFlow, Schedule
 from fastgen.errors import expect, lookup
 
 Device = torch.device | str | None
@@ -72,8 +72,10 @@ def _range(schedule: Schedule, steps: int, device: Device, sigma_min: float, sig
     """The least and the largest sigma / alpha of a grid's steps, fp64."""
     expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
     expect("sigma_min, sigma_max", (sigma_min, sigma_max), 0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max")
-    # t = 1 / 1000 is the first level of the usual chains: there is nothing between it and the data.
-    ends = torch.tensor([1e-3, 1.0], dtype=torch.float64, device=device)
+    # t = 1 / 1000 is the first level of the usual chains: there is nothing between it and the data. Between the last two levels
+    # of a chain with zero terminal SNR there is no time for a sigma: its log-SNR falls to -inf at once.
+    last_finite = 1 - 1 / len(schedule.betas) if isinstance(schedule, Discrete) and schedule.zero_terminal_snr else 1.0
+    ends = torch.tensor([min(1e-3, last_finite / 2), last_finite], dtype=torch.float64, device=device)
     first, last = (-schedule.log_snr(ends) / 2).exp().unbind()
     return first.clamp(min=sigma_min), last.clamp(max=sigma_max)
 

@@ -55,7 +55,8 @@ def make_objective(config: TrainConfig, model: nn.Module) -> nn.Module:
     """The loss that `model`, the configuration's, is trained with: `VAEObjective` or `DiffusionObjective`. Raises ValueError as
     `make_diffusion` does."""
     if isinstance(model, VariationalAutoencoder):
-        return VAEObjective(model)
+        assert isinstance(config.model, VAEConfig)
+        return VAEObjective(model, beta=config.model.beta, kl_warmup=config.model.kl_warmup)
     settings, diffusion = config.diffusion, make_diffusion(config)
     assert settings is not None  # TrainConfig has them for every UNet
     assert diffusion is not None
@@ -149,14 +150,19 @@ def _unet_of_values(config: TrainConfig, model: UNetConfig, shape: tuple[int, ..
 
 def _vae(config: TrainConfig, model: VAEConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
     channels, height, width = shape
-    return plain(dataclasses.asdict(model)) | {"input_dim": channels * height * width}
+    return _of_vae(model) | {"input_dim": channels * height * width}
 
 
 def _conv_vae(config: TrainConfig, model: ConvVAEConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
     channels, height, width = shape
     if height != width:
         raise ValueError(f"data: expected square images for a ConvVAE, got {height}x{width}; set data.size")
-    return plain(dataclasses.asdict(model)) | {"in_channels": channels, "image_size": height}
+    return _of_vae(model) | {"in_channels": channels, "image_size": height}
+
+
+def _of_vae(model: VAEConfig) -> dict[str, Any]:
+    """The settings but for those of its loss."""
+    return {name: value for name, value in plain(dataclasses.asdict(model)).items() if name not in ("beta", "kl_warmup")}
 
 
 def _diffusers(config: TrainConfig, model: DiffusersConfig, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import noise_streams
+from fastgen.errors import expect
 from fastgen.functional import at, fresh_key, philox_normal, reconstruction_nll, reparameterize_kl
 from fastgen.pixels import uint8_to_unit
 from fastgen_kernels.reconstruction_nll import LIKELIHOODS, Likelihood
@@ -58,10 +59,16 @@ class VariationalAutoencoder(nn.Module):
     def elbo(self, x: Tensor, *, key: Tensor | None = None) -> Tensor:
         """log p(x | z) - KL(q || p) at one z ~ q(z | x), (N,) fp32 nats: in expectation a lower bound of log p(x) (Kingma &
         Welling 2014, eq. 3). key: (N, 4), drawn from torch's generator when None."""
+        log_p_x, kl = self.elbo_terms(x, key=key)
+        return log_p_x - kl
+
+    def elbo_terms(self, x: Tensor, *, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """log p(x | z) at one z ~ q(z | x), and KL(q || p), each (N,) fp32 nats, whose difference is the ELBO. A KL near 0 for
+        all x says that the posterior has collapsed: z tells nothing of x. key: as `elbo`'s."""
         x = uint8_to_unit(x)
         mu, logvar = self.encode(x)
         z, kl = reparameterize_kl(mu, logvar, key=key)
-        return self._log_p_x(x, z) - kl
+        return self._log_p_x(x, z), kl
 
     def anomaly_score(self, x: Tensor) -> Tensor:
         """The negative ELBO at z = mu, (N,) fp32 nats, larger for stranger x. No noise is drawn: it is a function of x."""
@@ -128,12 +135,22 @@ class VAE(VariationalAutoencoder):
 
 
 class VAEObjective(nn.Module):
-    """The negative ELBO in nats, -elbo(x)."""
+    """The negative ELBO in nats, its KL term times `beta` (beta-VAE, Higgins et al. 2017, eq. 4), which in training rises from 0
+    over the first `kl_warmup` steps, as the key counts them (Bowman et al. 2016, arXiv:1511.06349, section 3.1).
 
-    def __init__(self, vae: VariationalAutoencoder):
+    Raises ValueError for a beta that is negative or not finite, and a negative kl_warmup."""
+
+    def __init__(self, vae: VariationalAutoencoder, *, beta: float = 1.0, kl_warmup: int = 0):
         super().__init__()
-        self.vae = vae
+        expect("beta", beta, 0 <= beta < math.inf, "a finite number >= 0")
+        expect("kl_warmup", kl_warmup, kl_warmup >= 0, "a whole number >= 0")
+        self.vae, self.beta, self.kl_warmup = vae, beta, kl_warmup
 
     def forward(self, x: Tensor, label: Tensor | None = None, *, key: Tensor | None = None) -> Tensor:
         """x: images as the VAE takes them. label is not used. key: the noise, (N, 4); from torch's generator when None."""
-        return -self.vae.elbo(x, key=key)
+        if self.beta == 1 and not (self.training and self.kl_warmup):
+            return -self.vae.elbo(x, key=key)
+        log_p_x, kl = self.vae.elbo_terms(x, key=key)
+        if self.training and self.kl_warmup and key is not None:
+            kl = kl * ((key[:, 2] + 1) / (self.kl_warmup + 1)).clamp(max=1)
+        return self.beta * kl - log_p_x

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from fastgen.config.files import load_yaml
 from fastgen.config.sampling import Sampling, SamplingOptions, with_options
-from fastgen.config.schema import TrainConfig
+from fastgen.config.schema import DiffusersConfig, TrainConfig
 from fastgen.cuda_graph import Graphed
 from fastgen.data.units import Values, from_document, to_document
 from fastgen.device import autocast, place, resolve_device
 from fastgen.diffusion.conditions import Beside, Condition, make_condition
-from fastgen.diffusion.denoiser import Denoiser
+from fastgen.diffusion.denoiser import Denoiser, null_label
 from fastgen.diffusion.process import PREDICTIONS, Diffusion
 from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, Callback, generate, host_may_read
 from fastgen.errors import expect, lookup
@@ -160,6 +160,10 @@ class Run:
             last = (self.num_classes or 0) - 1
             expect("negative", settings.negative, 0 <= settings.negative <= last, f"a class from 0 to {last}")
             negative = torch.full_like(label, settings.negative)
+        against_null = label is not None and guide is None and negative is None
+        if against_null and null_label(self.model) is not None and not self.knows_null_label:
+            expected = "1, or a negative class, or a guide: the run was trained with label_dropout 0, never without a label"
+            expect("guidance", settings.guidance, settings.guidance == 1, expected)
         predicted = PREDICTIONS[self.diffusion.prediction]
         return Denoiser(self.diffusion.schedule, predicted, net, settings, label=label, negative_label=negative, guide=weak)
 
@@ -171,6 +175,14 @@ class Run:
     def condition(self) -> Condition | None:
         """What the model sees beside the noise; None for a model that draws."""
         return make_condition(self.config.diffusion)
+
+    @property
+    def knows_null_label(self) -> bool:
+        """Whether the model was trained without labels, too, which is what classifier-free guidance compares with. A UNet of
+        diffusers may have been before."""
+        diffusion = self.config.diffusion
+        dropped = diffusion is not None and diffusion.label_dropout > 0
+        return null_label(self.model) is not None and (dropped or isinstance(self.config.model, DiffusersConfig))
 
     @property
     def fingerprint(self) -> str:

@@ -67,10 +67,10 @@ def expecting_readers() -> Iterator[None]:
     system that is out of memory. Raises ChildProcessError."""
     try:
         yield
-    except RuntimeError as error:
-        if not ended_reader(error):
+    except (RuntimeError, EOFError, ConnectionResetError) as error:  # the latter while it handed over what it had read
+        if isinstance(error, RuntimeError) and not ended_reader(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ChildProcessError(f"data.workers: expected processes that read until the end, got: {reason}") from None
 
 

@@ -11,7 +11,6 @@ from fastgen.config.sampling import Sampling
 from fastgen.config.schema import TrainConfig
 from fastgen.data import SampleDataset
 from fastgen.data.units import Values
-from fastgen.diffusion.denoiser import null_label
 from fastgen.diffusion.samplers import generate
 from fastgen.files.images import save_grid
 from fastgen.files.plots import SIGNALS, plot_values
@@ -57,11 +56,13 @@ class Preview:
             save_samples(path, run)
         else:
             save_conditioned(path, run, self._images())
+        metrics: dict[str, float] = {}
         if isinstance(self.model, VariationalAutoencoder):
             save_reconstructions(path.with_stem(f"{path.stem}-reconstructed"), self.model, self._images())
-        if self.held_out is None:
-            return {}
-        return {"held_out_loss": held_out_loss(self.objective, self.held_out, self.device, self.config.seed)}
+            metrics["kl"] = mean_kl(self.model, self._images(), self.config.seed)
+        if self.held_out is not None:
+            metrics["held_out_loss"] = held_out_loss(self.objective, self.held_out, self.device, self.config.seed)
+        return metrics
 
     def _images(self) -> Tensor:
         """Four rows of images, held out from training where some are."""
@@ -72,7 +73,7 @@ class Preview:
 def save_samples(path: Path, run: Run) -> None:
     """A picture of samples, of the same noise every time: a column for each class where there are at most 16, else 8 by 8."""
     columns = run.num_classes if run.num_classes is not None and run.num_classes <= 16 else COLUMNS
-    n, guidance = COLUMNS * columns, 1.0 if null_label(run.model) is None else GUIDANCE
+    n, guidance = COLUMNS * columns, GUIDANCE if run.knows_null_label else 1.0
     images, _ = run.sample(n, batch_size=n, guidance=guidance)
     save_grid(path, images, columns)
 
@@ -111,6 +112,13 @@ def save_pairs_of_rows(path: Path, upper: Tensor, lower: Tensor) -> None:
     """A grid of rows of eight, each of `upper` above its counterpart of `lower`: uint8 (N, C, H, W), N a multiple of 8."""
     rows = torch.stack([images.unflatten(0, (-1, COLUMNS)) for images in (upper, lower)], dim=1)
     save_grid(path, rows.flatten(0, 2), columns=COLUMNS)
+
+
+@torch.no_grad()
+def mean_kl(vae: VariationalAutoencoder, images: Tensor, seed: int) -> float:
+    """The mean KL term of images in nats, unweighted: near 0 the posterior has collapsed."""
+    key = noise_key(seed, noise_streams.NOISE, 0, len(images), images.device)
+    return vae.elbo_terms(images, key=key)[1].mean().item()
 
 
 @torch.no_grad()

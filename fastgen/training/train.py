@@ -22,6 +22,7 @@ from fastgen.functional import at, noise_key
 from fastgen.interchange.init_from import load_weights, starting_from
 from fastgen.models.build import is_own, make_model, make_objective
 from fastgen.optim import AdamWEMA
+from fastgen.runs import checkpoint
 from fastgen.runs.run import describe
 from fastgen.training.data import describe_data, digest_of, ended_reader, expecting_readers, open_training_data, report_broken
 from fastgen.training.host import Interruption, keep_freed_memory
@@ -152,7 +153,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
             if rank() == 0:
                 progress.look(preview, step)
 
-    with locked(out, new=not resume), Interruption() as interruption, ExitStack() as opened:
+    with expecting_readers(), locked(out, new=not resume), Interruption() as interruption, ExitStack() as opened:
         step = 0
         if resume:
             step = restore_state(out, model, optimizer, description, scaler)
@@ -162,6 +163,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
         saved = step if resume else None
         if rank() == 0:
             if resume:
+                checkpoint.drop_old(out / "checkpoints", config.keep)  # as the process that was killed would have
                 report_changes(step, note_settings(out, step, config), other_data=digest != (data_of(out) or digest))
             save_yaml(config, out / "config.yaml")
             (out / "samples").mkdir(exist_ok=True)
@@ -176,7 +178,6 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
             rank=rank(),
             world=world(),
         )
-        opened.enter_context(expecting_readers())
         opened.callback(getattr(batches, "close", lambda: None))  # ends the processes that read for it
         progress = opened.enter_context(closing(Progress(out, step, config)))
 
@@ -257,11 +258,15 @@ def train_step(
     scaler: scales the gradients of fp16, which would underflow, and skips a step where they are not finite; without one "auto" is
         never fp16.
 
-    Raises ValueError for "fp16" without a scaler, and where the batch cannot be cut into `accumulation` parts.
+    Raises ValueError for another precision, "fp16" without a scaler, a clip that is negative or not finite, and an `accumulation`
+    that does not divide N: ranks exchange their gradients in the last part, which must be there.
     """
-    if precision == "auto":
-        precision = resolve_precision(x.device, precision)
-        precision = "fp32" if precision == "fp16" and scaler is None else precision
+    expect("clip", clip, 0 <= clip < math.inf, "a finite number >= 0")
+    divides = accumulation >= 1 and len(x) % accumulation == 0
+    expect("accumulation", accumulation, divides, f"a divisor of the batch's {len(x)} samples")
+    given, precision = precision, resolve_precision(x.device, precision)
+    if given == "auto" and precision == "fp16" and scaler is None:
+        precision = "fp32"
     if scaler is None:
         expect("scaler", scaler, precision != "fp16", "a torch.amp.GradScaler with precision fp16")
         scaler = GradScaler(x.device.type, enabled=False)

@@ -11,7 +11,7 @@ from fastgen import Diffusion, noise_streams, samplers
 from fastgen.config.sampling import Sampling
 from fastgen.diffusion.likelihood import log_likelihood, vlb
 from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, generate, uniform_times
-from fastgen.diffusion.schedules import SCHEDULES, Discrete
+from fastgen.diffusion.schedules import SCHEDULES, Discrete, cosine, linear, zero_terminal_snr
 from fastgen.functional import at, noise_key, philox_normal
 
 STOCHASTIC = {"ddpm": {}, "ddim": {"eta": 0.7}, "euler_ancestral": {"eta": 0.7}, "heun": {"churn": 4.0}, "dpmpp_2m_sde": {}}
@@ -321,3 +321,16 @@ def test_denoiser_and_sampler_fit_together():
 
     diffusion = Diffusion("rectified_flow", "x0")
     assert (samplers.euler(diffusion.denoiser(Zero()), torch.randn(3, 1, 4, 4), uniform_times(3)) == 0).all()
+
+
+@pytest.mark.parametrize("grid", ["karras", "log_snr"])
+@pytest.mark.parametrize(
+    "chain", [linear(3), linear(10), linear(100), cosine(100), cosine()], ids=lambda chain: str(len(chain.betas))
+)
+def test_grids_fall_on_short_chains_with_zero_terminal_snr(chain, grid):
+    """Beyond the last level with any signal, all noise is at t = 1."""
+    for steps in (1, 2, 20, 100):
+        times = TIME_GRIDS[grid](zero_terminal_snr(chain), steps)
+        assert times[0] == 1
+        assert times[-1] == 0
+        assert (times.diff() < 0).all()

@@ -166,3 +166,18 @@ ERRORS = [
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_kl_term_is_weighed_and_annealed():
+    vae, x = VAE(4, 2), torch.rand(3, 4)
+    log_p_x, kl = vae.elbo_terms(x, key=noise_key(0, samples=3))
+    for step, weight in ((0, 0.2), (1, 0.4), (4, 1.0), (100, 1.0)):
+        objective = VAEObjective(vae, beta=2.0, kl_warmup=4)
+        key = noise_key(0, step=step, samples=3)
+        log_p_x, kl = vae.elbo_terms(x, key=key)
+        torch.testing.assert_close(objective(x, key=key), 2 * weight * kl - log_p_x)
+        torch.testing.assert_close(objective.eval()(x, key=key), 2 * kl - log_p_x)
+    torch.testing.assert_close(VAEObjective(vae)(x, key=key), -vae.elbo(x, key=key))
+    for wrong in ({"beta": -1.0}, {"beta": math.nan}, {"kl_warmup": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            VAEObjective(vae, **wrong)

@@ -143,6 +143,15 @@ def test_settings_are_an_object_or_keywords_or_keywords_over_an_object(labelled)
         labelled.sample(3, step=2)
 
 
+def test_guidance_by_a_null_label_that_was_never_trained_is_refused(labelled):
+    settings = dataclasses.replace(labelled.config.diffusion, label_dropout=0.0)
+    run = dataclasses.replace(labelled, config=dataclasses.replace(labelled.config, diffusion=settings))
+    with pytest.raises(ValueError, match=r"guidance: expected 1, or a negative class, .* got 2\.0"):
+        run.sample(1, steps=1, guidance=2.0)
+    for fine in ({}, {"guidance": 2.0, "negative": 3}, {"guidance": 2.0, "guide": labelled}):
+        run.sample(1, steps=1, **fine)
+
+
 WRONG = [
     ({"n": 0}, r"n: expected a whole number >= 1, got 0"),
     ({"n": -3}, r"n: expected a whole number >= 1, got -3"),

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import signal
 import time
 
@@ -155,7 +156,8 @@ def test_training_lowers_the_held_out_loss(model, precision, unpictured, tmp_pat
 
 
 def test_a_vae_shows_reconstructions(tmp_path):
-    train(dataclasses.replace(TINY, model=VAEConfig(latent_dim=4), diffusion=None), tmp_path / "run")
+    train(dataclasses.replace(TINY, model=VAEConfig(latent_dim=4, kl_warmup=3), diffusion=None), tmp_path / "run")
+    assert 0 < read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["kl"] < math.inf
     assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == ["00000012-reconstructed.png", "00000012.png"]
 
 
@@ -208,6 +210,23 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
         assert all(p.grad is None for p in objective.parameters())
     torch.testing.assert_close(results[1], results[0])
     torch.testing.assert_close(results[2], results[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"accumulation": 3}, "accumulation: expected a divisor of the batch's 4 samples, got 3"),
+        ({"accumulation": 0}, "accumulation: expected a divisor"),
+        ({"precision": "fp8"}, "precision: expected one of auto, fp32"),
+        ({"clip": -1.0}, "clip: expected a finite number >= 0, got -1.0"),
+        ({"clip": math.nan}, "clip: expected a finite number >= 0, got nan"),
+    ],
+)
+@pytest.mark.parametrize("label", [None, torch.arange(4)], ids=["unlabelled", "labelled"])
+def test_a_step_refuses_what_it_cannot_do(settings, said, label):
+    objective, x = small_objective(), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        train_step(objective, torch.optim.SGD(objective.parameters(), 1.0), x, label, noise_key(0, samples=4), **settings)
 
 
 def test_clipping_bounds_the_step():
