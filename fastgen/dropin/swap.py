@@ -10,7 +10,12 @@ from types import MethodType
 from typing import Any
 
 from torch import nn
-from torch.nn.modules import module as nn_module
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 _BEFORE = "_fastgen_before"  # in old pickles: the attributes that were set, as (former value,), or () where there was none
 
@@ -77,9 +82,9 @@ def overridden(module: nn.Module) -> str | None:
         return "its forward is replaced on the instance"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks"
-    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+    if _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks:
         return "all modules have hooks"
-    return "all modules have hooks" if nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks else None
+    return None
 
 
 def plain(module: Any, *classes: type) -> bool:
