@@ -160,7 +160,8 @@ class TrainConfig:
     lr_decay: Literal["cosine", "constant"] = "cosine"
     """To 0 at the last step, or not at all."""
     warmup: int = 500
-    """Steps in which the learning rate rises from 0; a tenth of all steps where there are no more than that."""
+    """Steps in which the learning rate rises from 0; the command line makes it a tenth of `steps` where it begins a run
+    of no more steps."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Of AdamW."""
     weight_decay: float = 0.0
@@ -197,11 +198,6 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Checkpoints that are kept, the last ones."""
-
-    @property
-    def warmup_steps(self) -> int:
-        """`warmup`, or a tenth of `steps` where the learning rate would not come to an end of its rise."""
-        return self.warmup if self.warmup < self.steps else self.steps // 10
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "log_every", "sample_every", "checkpoint_every", "keep"):

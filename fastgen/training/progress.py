@@ -51,10 +51,7 @@ class Progress:
             f"model: {type(model).__name__} of {parameters:,} parameters, {precision} on {device}; weights, gradients, optimizer "
             f"and averages take {24 * parameters / 1e9:.2g} GB, the activations of a batch come on top"
         )
-        self._say(
-            f"steps: {config.steps:,} of {config.batch_size} samples; lr {config.lr:g} after a warm-up of {config.warmup_steps}"
-            + (f", since --warmup {config.warmup} is not below --steps" if config.warmup_steps != config.warmup else "")
-        )
+        self._say(f"steps: {config.steps:,} of {config.batch_size} samples; lr {config.lr:g} after a warm-up of {config.warmup}")
 
     def first_step(self, seconds: float, steps: int) -> None:
         """Says how long `steps` more will take, from the time of the first, where that is long enough to tell."""

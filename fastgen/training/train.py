@@ -295,9 +295,8 @@ def train_step(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up over `config.warmup_steps`, then cosine decay to 0 at
-    config.steps, or constant."""
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    """The learning rate of a step, counted from 0: linear warm-up, then cosine decay to 0 at config.steps, or constant."""
+    warmup = min(1.0, (step + 1) / (config.warmup + 1))
     decay = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.lr_decay == "cosine" else 1.0
     return config.lr * warmup * decay
 

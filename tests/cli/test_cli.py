@@ -250,7 +250,8 @@ def test_truncated_images_are_skipped_and_named_once(runs, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == "run: samples/00000002.png, loss.png; to draw more: fastgen sample run\n"
     said = ["skipped 3.png", "skipped 5.png", "data", "model", "steps", "step 2 of 2"]  # without a terminal; with one, a bar
-    assert [line.split(": ")[0] for line in err.splitlines()] == said
+    assert [line.split(": ")[0] for line in err.splitlines()] == ["warmup", *said]
+    assert load_yaml(tmp_path / "run" / "config.yaml").warmup == 0  # of two steps
 
 
 def test_a_folder_of_truncated_images_is_named(refused, runs, tmp_path):
