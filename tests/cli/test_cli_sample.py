@@ -102,7 +102,7 @@ def table(folder):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("out", ["folder", "a.npz"])
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_while_it_writes_it_goes_on(every, out, labelled, tmp_path):
     kills.done(lambda: draw(labelled, "calm" if out == "folder" else "calm.npz", "--n", 6))
     for call in range(0, 1_000, every):

@@ -26,6 +26,10 @@ from tests.helpers.command import start
 
 TINY = dataclasses.replace(tiny_runs.LABELLED, steps=4, checkpoint_every=2, keep=1, log_every=1)
 
+# Each of the some hundred calls takes seconds: all of them are for `pytest -m exhaustive`.
+EVERY = pytest.mark.parametrize(
+    "every", [31, pytest.param(7, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.exhaustive)]
+)
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -79,7 +83,7 @@ def copy_of(run):
 
 
 @forks
-@pytest.mark.parametrize("every", [31, pytest.param(1, marks=pytest.mark.slow)])
+@EVERY
 def test_a_killed_start_begins_again_or_goes_on(every, calm, tmp_path):
     check_kills(
         every, lambda out: train(TINY, out), lambda out: go_on(TINY, out), lambda out: None, end_of(calm / "four"), tmp_path
@@ -87,7 +91,7 @@ def test_a_killed_start_begins_again_or_goes_on(every, calm, tmp_path):
 
 
 @forks
-@pytest.mark.parametrize("every", [31, pytest.param(1, marks=pytest.mark.slow)])
+@EVERY
 def test_a_killed_resume_goes_on(every, calm, tmp_path):
     """One that changes a setting: it may be killed while that is noted."""
     resume = lambda out: go_on_resumed(None, out)  # noqa: E731
