@@ -77,9 +77,8 @@ def _train(options: TrainOptions, command: str) -> None:
     config, out = options.settings, options.out
     say = print if rank() == 0 else lambda message: None
     if not options.resume and config.warmup >= config.steps:
-        config = replace(config, warmup=config.steps // 10)  # kept with the run: a longer one goes on with the same
-        if rank() == 0:
-            print(f"warmup: {config.warmup}, since {options.settings.warmup} is not below --steps", file=sys.stderr)
+        # Said before the first step, and kept with the run: a longer one goes on with the same.
+        config = replace(config, warmup=config.steps // 10)
     outcome = train(config, out, resume=options.resume, init_from=options.init_from)
     if outcome.step < config.steps:
         say(f"stopped and saved at step {outcome.step} of {config.steps}; to go on: {command} --out {out} --resume")

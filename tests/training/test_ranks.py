@@ -26,17 +26,19 @@ from tests.helpers.ranks_program import DROPOUT, DROPOUT_SHARDED, PLAIN, SHARDED
 NAMES = ("model", "ema", "optimizer")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+@pytest.fixture(scope="session")
+def runs(made_once):
     """A folder with the run "one" of this process, and those of the two that go through tests.helpers.ranks_program."""
-    folder = tmp_path_factory.mktemp("ranks")
-    train(PLAIN, folder / "one")
-    for name in ("one-then-copied", "one-then-sharded"):
-        forget_end(folder / "one", folder / name, PLAIN.steps)
-    done = torchrun.run("-m", "tests.helpers.ranks_program", folder, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "said").write_text(done.stdout)
-    return folder
+
+    def make(folder):
+        train(PLAIN, folder / "one")
+        for name in ("one-then-copied", "one-then-sharded"):
+            forget_end(folder / "one", folder / name, PLAIN.steps)
+        done = torchrun.run("-m", "tests.helpers.ranks_program", folder, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "said").write_text(done.stdout)
+
+    return made_once("ranks", make)
 
 
 def checkpoint_of(run, step=PLAIN.steps):
