@@ -20,7 +20,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has no values
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA raises AssertionError
         reason = textwrap.shorten(str(error).split("\n")[0], 100)  # torch lists all that it could have been
         raise ValueError(f"device: expected auto, cpu, or a device of this machine, got {name!r} ({reason})") from None
     return device

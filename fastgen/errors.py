@@ -1,9 +1,13 @@
 """Errors that name the argument, what was expected and what was found."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from numbers import Integral, Real  # as numpy's numbers are, too
 from typing import Any, TypeVar
+
+from fastgen_kernels.messages import shown
 
 T = TypeVar("T")
 
@@ -11,14 +15,25 @@ T = TypeVar("T")
 def expect(argument: str, value: Any, holds: Any, expected: str) -> None:
     """Raises ValueError, with what was expected of the argument, unless `holds`."""
     if not holds:
-        raise ValueError(f"{argument}: expected {expected}, got {value!r}")
+        raise ValueError(f"{argument}: expected {expected}, got {shown(value)}")
 
 
 def lookup(argument: str, name: str, table: Mapping[str, T]) -> T:
     """table[name]. Raises ValueError with the table's names, and the nearest one, where there is none."""
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
-    raise ValueError(f"{argument}: expected one of {', '.join(table)}, got {name!r}{did_you_mean(name, table)}")
+    near = did_you_mean(name, table) if isinstance(name, str) else ""
+    raise ValueError(f"{argument}: expected one of {', '.join(table)}, got {shown(name)}{near}")
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value is a finite number from low to high: an int or a float, of numpy too, no bool, no tensor."""
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high and math.isfinite(value)
+
+
+def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value is an integer from low to high, of numpy too, no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
 
 def expect_package(package: str, what: str) -> None:
@@ -30,5 +45,5 @@ def expect_package(package: str, what: str) -> None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'; did you mean mnist?' where a known name is near, else nothing."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1)
+    near = difflib.get_close_matches(name.lower()[:64], list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> None:
     options = tyro.cli(SampleOptions, args=arguments, prog="fastgen sample")
     expect("cuda_graph", True, not (options.cuda_graph and options.preview_every), "False with preview_every")
     expect("n", options.n, options.n >= 1, "a whole number >= 1")
+    expect("n", options.n, options.n < 2**32, "a number below 2^32")
     expect("batch_size", options.batch_size, options.batch_size >= 1, "a whole number >= 1")
     run, out, shared = open_run(options, "samples.png", of_values=True)
     kept = 0

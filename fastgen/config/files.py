@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,6 +13,9 @@ import yaml
 from fastgen.atomic import write_text
 from fastgen.config.schema import ConvVAEConfig, DiffusersConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.errors import did_you_mean, expect, lookup
+from fastgen_kernels.messages import shown
+
+MOST_BYTES = 10_000_000  # of a file of settings
 
 _MODEL_KINDS = {"unet": UNetConfig, "vae": VAEConfig, "conv_vae": ConvVAEConfig, "diffusers": DiffusersConfig}
 
@@ -41,14 +45,18 @@ def from_dict(values: dict[str, Any], base: TrainConfig | None = None) -> TrainC
 
 def load_yaml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     """The configuration that a YAML file describes over `base`. Raises ValueError for a file that is not there or not such."""
+    name = shown(str(path))[1:-1]
     try:
-        return from_dict(yaml.safe_load(path.read_bytes()), base)
+        values = yaml.safe_load(_read(path))
     except OSError as error:
-        raise ValueError(f"config: cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: {path} is not YAML: {error}") from None
+        raise ValueError(f"config: cannot read {name}: {error.strerror or error}: expected a YAML file, got none") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # of numbers, dates, keys
+        raise ValueError(f"config: {name} is not YAML: {_first_line(error)}: expected settings, got that") from None
+    try:
+        _expect_small(values)
+        return from_dict(values, base)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
@@ -56,12 +64,39 @@ def save_yaml(config: TrainConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
+def _read(path: Path) -> bytes:
+    """A file's bytes. Raises OSError for what is no file, such as a pipe, which would be waited for, and for a large one."""
+    if path.exists() and not path.is_file():
+        raise OSError(0, "it is no regular file")
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise OSError(0, f"it has more than {MOST_BYTES:,} bytes")
+    return path.read_bytes()
+
+
+def _first_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error), 200) or type(error).__name__
+
+
+def _expect_small(values: Any) -> None:
+    """Raises ValueError for values that are deep, or many once YAML's aliases are followed: a kilobyte can stand for a
+    billion."""
+    todo, seen = [(values, 0)], 0
+    while todo:
+        value, depth = todo.pop()
+        inner = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple | set) else []
+        seen += len(inner)
+        expect("config", value, depth <= 32 and seen <= 100_000, "at most 100,000 values, nested at most 32 deep")
+        todo += [(one, depth + 1) for one in inner]
+
+
 def _overlay(base: Any, values: dict[str, Any], prefix: str) -> Any:
     known = get_type_hints(type(base))
     changes: dict[str, Any] = {}
     for name, value in values.items():
+        readable = isinstance(name, str) and name.isprintable() and len(name) < 100
+        expect(f"{prefix}setting", name, readable, "the name of a setting")
         if name not in known:
-            raise ValueError(f"{prefix}{name}: no such setting{did_you_mean(str(name), known)}")
+            raise ValueError(f"{prefix}{name}: no such setting{did_you_mean(name, known)}")
         old = getattr(base, name)
         if dataclasses.is_dataclass(old) and value is not None:
             changes[name] = _overlay(old, _mapping(prefix + name, value), f"{prefix}{name}.")
@@ -87,7 +122,7 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         expect(name, value, more == [Ellipsis] or len(value) == 1 + len(more), f"a list of {1 + len(more)}")
         return tuple(_typed(name, item, v) for v in value)
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):  # YAML reads 1e-3 as a string
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     expect(name, value, type(value) is hint, f"a value of type {getattr(hint, '__name__', hint)}")
     return value
@@ -108,10 +143,11 @@ def plain(value: Any) -> Any:
 def read_json(path: Path, argument: str) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError, naming the argument, where there is none."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(_read(path))
     except OSError as error:
-        raise ValueError(f"{argument}: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{argument}: {path} is not JSON: {error}") from None
+        said = error.strerror or error
+        raise ValueError(f"{argument}: expected a JSON file that can be read, got {str(path)!r}: {said}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{argument}: expected JSON in {path}, got other text: {_first_line(error)}") from None
     expect(f"{argument}: {path}", values, isinstance(values, dict), "a JSON object")
     return values

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, get_args
 
-from fastgen.errors import expect
+from fastgen.config import names
+from fastgen.config.types import expect_types
+from fastgen.errors import expect, lookup
 
 if TYPE_CHECKING:
     from fastgen.config.names import SamplerName, TimeGridName
-else:  # the command line takes any name, and what draws says which one is near
+else:  # the command line takes any name, and Sampling says which one is near
     SamplerName = TimeGridName = str
 
 
@@ -24,6 +26,7 @@ class Guidance:
     """How much of the contrast that guidance adds is taken back, from 0 to 1."""
 
     def __post_init__(self):
+        expect_types(self)
         expect("guidance", self.guidance, math.isfinite(self.guidance), "a finite number")
         low, high = self.interval
         expect("interval", self.interval, 0 <= low < high <= 1, "two numbers with 0 <= low < high <= 1")
@@ -48,6 +51,9 @@ class Sampling(Guidance):
     def __post_init__(self):
         super().__post_init__()
         expect("steps", self.steps, self.steps >= 1, "a whole number >= 1")
+        expect("steps", self.steps, self.steps <= 1_000_000, "a number up to 1,000,000")
+        lookup("sampler", self.sampler, dict.fromkeys(get_args(names.SamplerName)))
+        lookup("times", self.times, dict.fromkeys(get_args(names.TimeGridName)))
         expect("seed", self.seed, 0 <= self.seed < 2**63, "a whole number >= 0")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastgen.config.names import PredictionName, ScheduleName, TimeDrawName, WeightingName
+from fastgen.config.types import expect_types
 from fastgen.errors import expect
 
 
@@ -36,6 +37,7 @@ class DataConfig:
     """Processes that read images where they do not fit in memory."""
 
     def __post_init__(self):
+        expect_types(self, "data.")
         expect("data.size", self.size, self.size is None or self.size >= 1, "a number of pixels >= 1")
         expect("data.channels", self.channels, self.channels in (None, 1, 3), "1 or 3")
         expect("data.shift", self.shift, self.shift >= 0, "a number of pixels >= 0")
@@ -65,9 +67,11 @@ class UNetConfig:
     """Recompute blocks in backward: less memory, more time."""
 
     def __post_init__(self):
-        for name in ("channels", "blocks", "head_dim", "groups", "patch"):
+        expect_types(self, "model.")
+        _expect_levels(self)
+        for name in ("head_dim", "patch"):
             expect(f"model.{name}", getattr(self, name), getattr(self, name) >= 1, "a number >= 1")
-        expect("model.multipliers", self.multipliers, self.multipliers and min(self.multipliers) >= 1, "numbers >= 1")
+        expect("model.attention_levels", self.attention_levels, min(self.attention_levels, default=0) >= 0, "levels >= 0")
         expect("model.dropout", self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)")
 
 
@@ -86,6 +90,7 @@ class VAEConfig:
     """Steps in which that weight rises from 0."""
 
     def __post_init__(self):
+        expect_types(self, "model.")
         expect("model.beta", self.beta, 0 <= self.beta < math.inf, "a finite number >= 0")
         expect("model.kl_warmup", self.kl_warmup, self.kl_warmup >= 0, "a whole number >= 0")
         expect("model.latent_dim", self.latent_dim, self.latent_dim >= 1, "a number >= 1")
@@ -104,6 +109,16 @@ class ConvVAEConfig(VAEConfig):
     """Residual blocks per level."""
     groups: int = 8
     """Groups of every GroupNorm."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _expect_levels(self)
+
+
+def _expect_levels(model: UNetConfig | ConvVAEConfig) -> None:
+    for name in ("channels", "blocks", "groups"):
+        expect(f"model.{name}", getattr(model, name), getattr(model, name) >= 1, "a number >= 1")
+    expect("model.multipliers", model.multipliers, model.multipliers and min(model.multipliers) >= 1, "numbers >= 1")
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,7 @@ class DiffusionConfig:
     """How many times smaller the copy of low_resolution is."""
 
     def __post_init__(self):
+        expect_types(self, "diffusion.")
         expect("diffusion.factor", self.factor, self.factor >= 2, "a whole number >= 2")
         expect("diffusion.label_dropout", self.label_dropout, 0 <= self.label_dropout <= 1, "a number in [0, 1]")
 
@@ -200,6 +216,7 @@ class TrainConfig:
     """Checkpoints that are kept, the last ones."""
 
     def __post_init__(self):
+        expect_types(self)
         for name in ("steps", "batch_size", "accumulation", "log_every", "sample_every", "checkpoint_every", "keep"):
             expect(name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
         for name in ("warmup", "seed"):

@@ -17,7 +17,7 @@ from fastgen.data.loader import LoaderDataset
 from fastgen.data.packaged import SETS, TABLES, load_packaged, load_table
 from fastgen.data.reader import Source
 from fastgen.data.torch_source import DatasetSource, is_map_style
-from fastgen.errors import did_you_mean, expect
+from fastgen.errors import did_you_mean, expect, is_whole
 
 __all__ = ["ImageDataset", "NoTestSplit", "SampleDataset", "open_dataset", "open_held_out"]
 
@@ -156,10 +156,10 @@ def _expect_images(kind: str, name: str) -> None:
 
 def _check(split: str, size: int | None, channels: int | None, kind: str, max_broken: int, resident: Any) -> None:
     expect("split", split, split in ("train", "test", "all"), "'train', 'test' or 'all'")
-    expect("size", size, size is None or size >= 1, "a number of pixels >= 1, or None")
-    expect("channels", channels, channels in (None, 1, 3), "1, 3 or None")
+    expect("size", size, size is None or is_whole(size, 1, 2**15), "a number of pixels from 1 to 32,768, or None")
+    expect("channels", channels, channels is None or (is_whole(channels) and channels in (1, 3)), "1, 3 or None")
     expect("kind", kind, kind in KINDS, "'auto', 'images' or 'values'")
-    expect("max_broken", max_broken, max_broken >= 0, "a whole number >= 0")
+    expect("max_broken", max_broken, is_whole(max_broken, 0), "a whole number >= 0")
     expect("resident", resident, resident in (True, False, "auto"), "True, False or 'auto'")
 
 

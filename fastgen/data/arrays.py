@@ -1,18 +1,21 @@
 """Samples that lie in one array, in memory, in a .npy or in a .npz: images as uint8, values as fp32."""
 
+import math
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from fastgen.data.convert import as_numpy, from_array, to_nchw
 from fastgen.data.dataset import NoTestSplit
+from fastgen.data.memory import free_memory
 from fastgen.errors import expect
+from fastgen_kernels.messages import shown
 
 KINDS = ("auto", "images", "values")
 IMAGE_KEYS = ("images", "x", "x_train", "arr_0")
@@ -119,13 +122,13 @@ def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.
             more_images, more_labels = _pick(file, path, "test")
             images = np.concatenate([images, more_images])
             labels = None if labels is None or more_labels is None else np.concatenate([labels, more_labels])
-        return images, labels, file.get("features")
+        return images, labels, member(file, "features", path) if "features" in file else None
 
 
 def check_shape(array: np.ndarray, name: str) -> None:
     """Raises ValueError, with the array's `name`, unless these are images, one at least."""
     to_nchw(array)
-    if len(array) == 0:
+    if array.size == 0:
         raise ValueError(f"source: expected at least one image, got {name} of shape {array.shape}")
 
 
@@ -168,8 +171,8 @@ def _saying_what_is_not_guessed(array: np.ndarray) -> Iterator[None]:
 
 def _pick(file: Any, path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     image_keys, label_keys = (("x_test",), ("y_test",)) if split == "test" else (IMAGE_KEYS, LABEL_KEYS)
-    images = next((file[key] for key in image_keys if key in file), None)
-    labels = next((file[key] for key in label_keys if key in file), None)
+    images = next((member(file, key, path) for key in image_keys if key in file), None)
+    labels = next((member(file, key, path) for key in label_keys if key in file), None)
     if images is None:
         raise ValueError(f"source: expected images in {path} under {' or '.join(image_keys)}, got the keys {', '.join(file)}")
     return images, labels
@@ -177,10 +180,39 @@ def _pick(file: Any, path: Path, split: str) -> tuple[np.ndarray, np.ndarray | N
 
 def load(path: Path) -> Any:
     """A .npy as a memory map, or the opened .npz. Raises ValueError for a file that is neither, or holds Python objects."""
+    if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+        raise ValueError(f"source: expected a numpy file, got {shown(str(path))}, which is no regular file")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"source: expected a numpy file, got {path}: {error}") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy evaluates the header: what is hostile raises nearly everything
+        raise ValueError(f"source: expected a numpy file, got {shown(str(path))}: {reason(error)}") from error
+
+
+def member(file: Any, key: str, path: Path) -> np.ndarray:
+    """An array of an opened .npz. Raises ValueError for one that is damaged, holds Python objects, or would be larger than what
+    its file holds or than the free memory."""
+    name = f"{key} in {shown(str(path))}"
+    stored = key if key in file.zip.namelist() else f"{key}.npy"
+    size = file.zip.getinfo(stored).file_size
+    if size > free_memory(torch.device("cpu")):
+        raise ValueError(f"source: expected an array that fits the memory, got {name} of {size:,} bytes unpacked")
+    try:
+        with file.zip.open(stored) as content:
+            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[np.lib.format.read_magic(content)[0]](content)
+        promised = math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and not 0 <= promised <= size:
+            raise ValueError(f"it promises {promised:,} bytes and holds {size:,}")
+        return file[key]
+    except Exception as error:  # as above
+        raise ValueError(f"source: expected an array, got {name}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The beginning of an error's message, in one line."""
+    return shown(textwrap.shorten(str(error) or type(error).__name__, 120))[1:-1]
 
 
 def is_values(array: np.ndarray, kind: str) -> bool:

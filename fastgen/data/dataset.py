@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from fastgen.data.reader import Batch
-from fastgen.errors import expect
+from fastgen.errors import expect, is_whole
 
 
 class NoTestSplit(ValueError):
@@ -66,10 +66,10 @@ class SampleDataset(ABC):
 
 def check_batches(batch_size: int, seed: int, start: int, workers: int | None, rank: int, world: int) -> None:
     """Raises ValueError for an argument of batches() that is out of range."""
-    expect("batch_size", batch_size, batch_size >= 1, "a whole number >= 1")
-    expect("seed", seed, seed >= 0, "a whole number >= 0")
-    expect("start", start, start >= 0, "a number of samples >= 0")
-    expect("workers", workers, workers is None or workers >= 0, "a number of processes >= 0, or None")
+    expect("batch_size", batch_size, is_whole(batch_size, 1), "a whole number >= 1")
+    expect("seed", seed, is_whole(seed, 0), "a whole number >= 0")
+    expect("start", start, is_whole(start, 0), "a number of samples >= 0")
+    expect("workers", workers, workers is None or is_whole(workers, 0), "a number of processes >= 0, or None")
     expect("rank", rank, 0 <= rank < world, f"a number from 0, below world {world}")
 
 

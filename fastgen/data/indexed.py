@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 from fastgen.data.arrays import ArraySource
 from fastgen.data.dataset import SampleDataset, check_batches
 from fastgen.data.folder import FolderSource
+from fastgen.data.memory import free_memory
 from fastgen.data.reader import Batch, Reader, Source
 
 CHUNK = 64  # images that a worker decodes at a time where all are read once and kept
@@ -179,20 +179,3 @@ def _outlive_signals(worker: int, closing: Any) -> None:
 
 def _as_read(batch: Any) -> Any:
     return batch
-
-
-def free_memory(device: torch.device) -> int:
-    """Free bytes on a CUDA device; for any other, of this process's share of the host's memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return _free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes decode all at once
-
-
-def _free_host_memory() -> int:
-    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if not meminfo.exists():
-        return 8 << 30  # macOS, Windows: a laptop
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = container.read_text().strip() if container.exists() else "max"
-    return free if limit == "max" else min(free, int(limit))

@@ -1,15 +1,16 @@
 """denoise(x_t, t) -> x0_hat: the contract, and a network with its conditions and guidance that keeps it."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastgen.config.sampling import Guidance
 from fastgen.diffusion.schedules import Schedule
-from fastgen.errors import expect
+from fastgen.errors import expect, is_number
 from fastgen.functional import to_x0
+from fastgen_kernels.messages import shown
 
 ALWAYS = Guidance().interval
 
@@ -56,7 +57,8 @@ class Denoiser:
     (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     clip: x0_hat is clamped to [-clip, clip] where it is given.
 
-    Raises ValueError for guidance other than 1 without a label, a context or a guide, a label that the network does not have, a
+    Raises TypeError for labels that are no integers, ValueError for a clip that is not > 0, an output of another shape than x_t,
+    guidance other than 1 without a label, a context or a guide, a label that the network does not have, a
     negative condition of another shape.
     """
 
@@ -74,7 +76,11 @@ class Denoiser:
         guide: nn.Module | None = None,
         clip: float | None = None,
     ):
+        expect("net", net, callable(net), "a network")
+        expect("guide", guide, guide is None or callable(guide), "None or a network")
+        expect("clip", clip, clip is None or (is_number(clip, 0) and clip > 0), "None or a finite number > 0")
         check_label("label", label, net)
+        expect_labels("negative_label", negative_label)
         self.schedule, self.preconditioning, self.net, self.label, self.context = schedule, preconditioning, net, label, context
         self.guidance, self.guide, self.clip = guidance, guide, clip
         if guidance.guidance != 1:
@@ -93,7 +99,8 @@ class Denoiser:
         c_in, c_skip, c_out = self.preconditioning(*self.schedule.marginal(t))
         x_in = x if c_in is None else x * c_in.view(-1, *[1] * (x.dim() - 1))
         if self.guidance.guidance == 1:
-            x0 = to_x0(self.net(x_in, t, self.label, self.context), x, c_skip, c_out)
+            out = expect_output(self.net(x_in, t, self.label, self.context), x.shape)
+            x0 = to_x0(out, x, c_skip, c_out)
         else:
             out, other = self._out_and_other(x_in, t)
             w = self._weight(t)
@@ -103,10 +110,11 @@ class Denoiser:
 
     def _out_and_other(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         if self.guide is not None:
-            out = self.net(x, t, self.label, self.context)
-            return out, self.guide(x, t, self.other_label, self.other_context)
+            out = expect_output(self.net(x, t, self.label, self.context), x.shape)
+            return out, expect_output(self.guide(x, t, self.other_label, self.other_context), x.shape)
         label, context = _pair(self.label, self.other_label), _pair(self.context, self.other_context)
-        return self.net(torch.cat([x, x]), torch.cat([t, t]), label, context).chunk(2)
+        twice = torch.cat([x, x])
+        return expect_output(self.net(twice, torch.cat([t, t]), label, context), twice.shape).chunk(2)
 
     def _weight(self, t: Tensor) -> float | Tensor:
         """w, or w by sample where it acts at some times only: chosen on the device."""
@@ -128,13 +136,29 @@ def rescaling(out: Tensor, other: Tensor, w: float | Tensor, phi: float) -> Tens
     return phi * ratio + (1 - phi)
 
 
+def expect_labels(argument: str, label: object) -> None:
+    """Raises TypeError for what is neither None nor a tensor of int64 or int32."""
+    if label is not None and not (isinstance(label, Tensor) and label.dtype in (torch.int64, torch.int32)):
+        raise TypeError(f"{argument}: expected int64 (N,), got {label.dtype if isinstance(label, Tensor) else shown(label)}")
+
+
+def expect_output(out: object, shape: torch.Size) -> Tensor:
+    """A network's output. Raises ValueError for one that is not a floating tensor of the shape."""
+    fits = isinstance(out, Tensor) and out.shape == shape and out.is_floating_point()
+    found = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+    if not fits:
+        raise ValueError(f"net: expected an output of floats of shape {tuple(shape)}, got {found}")
+    return cast(Tensor, out)
+
+
 def null_label(net: nn.Module) -> int | None:
     """The label of the unconditional model, num_classes; None for a network without classes, or without such a label."""
     return getattr(net, "num_classes", None) if getattr(net, "has_null_label", True) else None
 
 
 def check_label(argument: str, label: Tensor | None, net: nn.Module) -> None:
-    """Raises ValueError for a label beyond the network's classes and its null label."""
+    """Raises TypeError for labels that are no integers, ValueError for one beyond the network's classes and its null label."""
+    expect_labels(argument, label)
     num_classes = getattr(net, "num_classes", None)
     if label is None or num_classes is None or label.numel() == 0:
         return

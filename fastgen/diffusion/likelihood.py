@@ -16,6 +16,7 @@ from fastgen.diffusion.denoiser import Denoise, expect_denoise
 from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import lookup
 from fastgen.functional import at, fresh_key, philox_normal, q_sample
+from fastgen_kernels.checks import check_float
 
 __all__ = ["VLB", "bits_per_dim", "log_likelihood", "vlb"]
 
@@ -33,6 +34,7 @@ def log_likelihood(
     Raises TypeError for a denoise without a schedule, ValueError for another divergence and for times that end at 0.
     """
     expect_denoise(denoise)
+    check_float(x=x, times=times)
     divergence_of = lookup("divergence", divergence, _DIVERGENCES)
     alpha, sigma = _noise_levels(denoise.schedule, times)
     scale, angle = torch.hypot(alpha, sigma).flip(0), torch.atan2(sigma, alpha).flip(0)
@@ -79,6 +81,7 @@ def vlb(denoise: Denoise, x0: Tensor, times: Tensor, *, levels: int | None = Non
     Raises TypeError for a denoise without a schedule, ValueError for times that end at 0.
     """
     expect_denoise(denoise)
+    check_float(x0=x0, times=times)
     alpha, sigma = _noise_levels(denoise.schedule, times)
     snr = (alpha / sigma) ** 2
     key = fresh_key(x0.shape[0], x0.device) if key is None else key

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from fastgen import noise_streams
 from fastgen.config.names import TimeDrawName
 from fastgen.diffusion.conditions import Condition
-from fastgen.diffusion.denoiser import null_label
+from fastgen.diffusion.denoiser import expect_labels, expect_output, null_label
 from fastgen.diffusion.process import Diffusion
 from fastgen.diffusion.schedules import Schedule
-from fastgen.errors import lookup
+from fastgen.errors import expect, is_number, lookup
 from fastgen.functional import at, denoising_loss, fresh_key, philox_normal, philox_uniform, q_sample
 from fastgen.pixels import uint8_to_signed
-from fastgen_kernels.diffusion_loss import Kind
+from fastgen_kernels.checks import check_finite_values, check_float_or_uint8, check_key, check_shape
+from fastgen_kernels.diffusion_loss import KINDS, Kind
 
 
 class DiffusionObjective(nn.Module):
@@ -38,8 +39,10 @@ class DiffusionObjective(nn.Module):
     ):
         super().__init__()
         lookup("times", times, TIME_DRAWS)
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout: expected a number in [0, 1], got {label_dropout}")
+        lookup("loss", loss, dict.fromkeys(KINDS))
+        expect("label_dropout", label_dropout, is_number(label_dropout, 0, 1), "a number in [0, 1]")
+        expect("net", net, callable(net), "a network")
+        expect("diffusion", diffusion, isinstance(diffusion, Diffusion), "a fastgen.Diffusion")
         self.net, self.diffusion = net, diffusion
         self.times, self.loss, self.label_dropout, self.strata = times, loss, label_dropout, strata
         self.condition, self.null_label = condition, null_label(net)
@@ -52,7 +55,14 @@ class DiffusionObjective(nn.Module):
         x0: (N, C, *S), floating in [-1, 1] or uint8. label: int64 (N,), context: (N, L, D), as the network takes them. key: int64
         (N, 4), which the noise is drawn from, and t, label dropout and the condition from other streams of it; from torch's
         generator when None. Raises ValueError for labels to drop where the network has no null label."""
+        check_float_or_uint8(x0=x0)
+        if x0.dtype != torch.uint8:
+            check_finite_values(x0=x0)
         key = fresh_key(x0.shape[0], x0.device) if key is None else key
+        check_key(key, x0.shape[0])
+        if label is not None:
+            expect_labels("label", label)
+            check_shape(x0.shape[:1], "(N,)", label=label)
         t = TIME_DRAWS[self.times](at(key, stream=noise_streams.TIME), self.strata, self.diffusion.schedule)
         label, context = self._drop(label, context, key)
 
@@ -64,6 +74,7 @@ class DiffusionObjective(nn.Module):
             beside = self.condition(uint8_to_signed(x0), at(key, stream=noise_streams.CONDITION))
             x_t = torch.cat([x_t, beside.to(x_t.dtype)], dim=1)
         pred, coefficients = self.net(x_t, t, label, context), (terms.target_alpha, terms.target_sigma)
+        expect_output(pred, x0.shape)
         return denoising_loss(pred, x0, *coefficients, key, terms.weight, target=terms.target, kind=self.loss)
 
     def _drop(self, label: Tensor | None, context: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:

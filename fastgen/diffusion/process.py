@@ -15,7 +15,7 @@ from fastgen.config.sampling import Guidance
 from fastgen.diffusion.denoiser import ALWAYS, Denoiser
 from fastgen.diffusion.scheduler import schedule_of
 from fastgen.diffusion.schedules import SCHEDULES, Schedule
-from fastgen.errors import lookup
+from fastgen.errors import expect, lookup
 from fastgen_kernels.q_sample import Target
 
 SIGMA_DATA = 0.5  # the deviation of images in [-1, 1], as EDM has it
@@ -136,6 +136,7 @@ class Diffusion:
         self, schedule: Schedule | ScheduleName, prediction: PredictionName = "flow", weighting: WeightingName = "uniform"
     ):
         self.schedule: Schedule = lookup("schedule", schedule, SCHEDULES)() if isinstance(schedule, str) else schedule
+        expect("schedule", self.schedule, isinstance(self.schedule, Schedule), f"one of {', '.join(SCHEDULES)}, or a Schedule")
         self.prediction, self.weighting = prediction, weighting
         lookup("prediction", prediction, PREDICTIONS)
         lookup("weighting", weighting, WEIGHTINGS)

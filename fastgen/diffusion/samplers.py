@@ -8,7 +8,8 @@ of stochastic samplers, int64 (N, 4) as `noise_key` makes it; drawn from torch's
 called after every step. Returned is x0, of x's shape and dtype. The coefficients of all steps are computed in fp64 on x's device
 before the first, so that a step waits for nothing.
 
-Raises TypeError for a denoise without a schedule, ValueError for times that do not fall within [0, 1], FloatingPointError, with
+Raises TypeError for a denoise without a schedule and for x or times that are not floating tensors, ValueError for an x that is
+not finite, on a CPU, and for times that do not fall within [0, 1], FloatingPointError, with
 the step, for a result that is not finite.
 
 `SAMPLERS` and `TIME_GRIDS` are the tables of names that the command line uses: `TIME_GRIDS[name](schedule, steps, device)` is a
@@ -39,6 +40,7 @@ from fastgen.diffusion.time_grids import (
 )
 from fastgen.errors import expect, lookup
 from fastgen.functional import at, fresh_key, philox_normal, sampler_step
+from fastgen_kernels.checks import check_batched, check_finite_values, check_float
 
 __all__ = [
     "SAMPLERS",
@@ -138,6 +140,10 @@ def checked(draw: Draw) -> Draw:
     @functools.wraps(draw)
     def sampler(denoise: Denoise, x: Tensor, times: Tensor, *, callback: Callback | None = None, **options) -> Tensor:
         expect_denoise(denoise)
+        check_float(x=x, times=times)
+        check_batched(x=x)
+        check_finite_values(x=x)
+        expect("callback", callback, callback is None or callable(callback), "None or a function of i, x and x0_hat")
         expect("times", tuple(times.shape), times.dim() == 1 and len(times) > 1, "a vector of at least two numbers")
         if host_may_read(x):
             for i, (t, after) in enumerate(itertools.pairwise(times.tolist())):

@@ -3,21 +3,20 @@
 Each raises ValueError for steps that are not a whole number >= 1. `TIME_GRIDS` is the table of names that `Sampling.times` uses.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fastgen.diffusion.schedules import Discrete, RectifiedFlow, Schedule
-from fastgen.errors import expect, lookup
+from fastgen.diffusion.schedules import Discrete, RectifiedFlow, Schedule, expect_range, expect_steps
+from fastgen.errors import expect, is_number, lookup
 
 Device = torch.device | str | None
 
 
 def uniform_times(steps: int, device: Device = None) -> Tensor:
     """1 to 0 in equal steps. Raises ValueError for steps that are not a whole number >= 1."""
-    expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
+    expect_steps(steps)
     return torch.linspace(1, 0, steps + 1, device=device)
 
 
@@ -39,7 +38,7 @@ def karras_times(
     2022, arXiv:2206.00364, eq. 5). sigma_min and sigma_max hold where the schedule goes so far, and t = 1 is always the first.
 
     Raises ValueError for rho that is not a finite number > 0, and unless 0 < sigma_min < sigma_max."""
-    expect("rho", rho, 0 < rho < math.inf, "a finite number > 0")
+    expect("rho", rho, is_number(rho, 0) and rho > 0, "a finite number > 0")
     low, high = _range(schedule, steps, device, sigma_min, sigma_max)
     roots = torch.lerp(high ** (1 / rho), low ** (1 / rho), _fractions(steps, device))
     return _from_sigmas(schedule, roots**rho)
@@ -70,8 +69,9 @@ def time_grid(schedule: Schedule, name: str, steps: int, device: Device = None) 
 
 def _range(schedule: Schedule, steps: int, device: Device, sigma_min: float, sigma_max: float) -> tuple[Tensor, Tensor]:
     """The least and the largest sigma / alpha of a grid's steps, fp64."""
-    expect("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number >= 1")
-    expect("sigma_min, sigma_max", (sigma_min, sigma_max), 0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max")
+    expect_steps(steps)
+    expect("schedule", schedule, isinstance(schedule, Schedule), "a schedule of fastgen.schedules")
+    expect_range("sigma_min", sigma_min, "sigma_max", sigma_max)
     # t = 1 / 1000 is the first level of the usual chains: there is nothing between it and the data. Between the last two levels
     # of a chain with zero terminal SNR there is no time for a sigma: its log-SNR falls to -inf at once.
     last_finite = 1 - 1 / len(schedule.betas) if isinstance(schedule, Discrete) and schedule.zero_terminal_snr else 1.0

@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from fastgen.models.layers import GroupNorm, ResBlock, Residual, Upsample, conv
+from fastgen.models.layers import GroupNorm, ResBlock, Residual, Upsample, conv, expect_sizes, level_widths
 from fastgen.models.vae import VariationalAutoencoder
 from fastgen.pixels import uint8_to_unit
+from fastgen_kernels.checks import check_float_or_uint8
 from fastgen_kernels.reconstruction_nll import Likelihood
 
 
@@ -14,7 +15,7 @@ class ConvVAE(VariationalAutoencoder):
     channels: width at the first level; multipliers: width of each level over it, each level half the size of the one before, so
     image_size must be a multiple of 2^(levels - 1); blocks: residual blocks per level; groups: of every GroupNorm.
 
-    Raises ValueError for an image_size or groups that do not fit, and, in `encode`, for images of another shape.
+    Raises ValueError for sizes below 1, an image_size or groups that do not fit, and, in `encode`, for images of another shape.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class ConvVAE(VariationalAutoencoder):
         std: float = 1.0,
     ):
         super().__init__(likelihood=likelihood, std=std)
-        widths = [channels * m for m in multipliers]
+        expect_sizes(in_channels=in_channels, latent_dim=latent_dim, image_size=image_size)
+        expect_sizes(channels=channels, blocks=blocks, groups=groups)
+        widths = level_widths(channels, multipliers)
         side, rest = divmod(image_size, 2 ** (len(widths) - 1))
         if rest or side == 0:
             raise ValueError(f"image_size: expected a multiple of {2 ** (len(widths) - 1)}, got {image_size}")
@@ -61,6 +64,7 @@ class ConvVAE(VariationalAutoencoder):
         self.encoder, self.decoder = Stack(*encoder), Stack(*decoder)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_float_or_uint8(x=x)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x: expected (N, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         return self.encoder(uint8_to_unit(x)).chunk(2, dim=1)

@@ -8,8 +8,23 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.errors import expect, is_whole
 from fastgen.functional import add_group_norm, attention, attention_qkv
 from fastgen_kernels.group_norm import Activation
+
+
+def expect_sizes(**sizes: Any) -> None:
+    """Raises ValueError for a size that is not a whole number >= 1, by its name."""
+    for name, size in sizes.items():
+        expect(name, size, is_whole(size, 1), "a whole number >= 1")
+
+
+def level_widths(channels: int, multipliers: tuple[int, ...]) -> list[int]:
+    """The width of each level. Raises ValueError for multipliers that are not one or more whole numbers >= 1."""
+    given = isinstance(multipliers, tuple | list) and len(multipliers) > 0 and all(is_whole(m, 1) for m in multipliers)
+    expect("multipliers", multipliers, given, "one whole number >= 1 or several")
+    return [channels * m for m in multipliers]
+
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

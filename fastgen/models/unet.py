@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastgen.errors import expect, is_number, is_whole
 from fastgen.functional import timestep_embedding
 from fastgen.models.layers import (
     CrossAttention,
@@ -15,10 +16,14 @@ from fastgen.models.layers import (
     SelfAttention,
     Upsample,
     conv,
+    expect_sizes,
+    level_widths,
     patchify,
     unpatchify,
     zero_init,
 )
+from fastgen_kernels.checks import check_float, check_range, check_shape
+from fastgen_kernels.messages import shown
 
 
 class UNet(nn.Module):
@@ -34,9 +39,10 @@ class UNet(nn.Module):
     every GroupNorm; patch: side of the pixel-unshuffle at the stem; checkpointing: recompute each block in backward instead of
     keeping its activations.
 
-    Raises ValueError for widths that groups or heads do not divide, and in forward for a size, label or context that does not
-    fit. The design is that of DDPM (Ho et al. 2020,
-    arXiv:2006.11239, appendix B) with ADM's scale and shift (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3).
+    Raises ValueError for sizes below 1 and widths that groups or heads do not divide, and in forward for a size, label or context
+    that does not fit; the values of t and label are checked on a CPU alone, since a GPU would wait. The design is that of DDPM
+    (Ho et al. 2020, arXiv:2006.11239, appendix B) with ADM's scale and shift (Dhariwal & Nichol 2021, arXiv:2105.05233, section
+    3).
     """
 
     def __init__(
@@ -59,9 +65,15 @@ class UNet(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        if dims not in (1, 2, 3):
-            raise ValueError(f"dims: expected 1, 2 or 3, got {dims}")
-        widths = [channels * m for m in multipliers]
+        expect("dims", dims, is_whole(dims, 1, 3), "1, 2 or 3")
+        expect_sizes(in_channels=in_channels, channels=channels, blocks=blocks, head_dim=head_dim, groups=groups, patch=patch)
+        for name, size in (("out_channels", out_channels), ("num_classes", num_classes), ("context_dim", context_dim)):
+            expect(name, size, size is None or is_whole(size, 1), "None or a whole number >= 1")
+        expect("dropout", dropout, is_number(dropout, 0, 1) and dropout != 1, "a number in [0, 1)")
+        levels = isinstance(attention_levels, tuple | list | set | frozenset | range)
+        levels = levels and all(is_whole(level, 0) for level in attention_levels)
+        expect("attention_levels", attention_levels, levels, "levels, whole numbers >= 0")
+        widths = level_widths(channels, multipliers)
         _check_widths(widths, groups, head_dim, attention_levels)
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.dims, self.patch, self.checkpointing = dims, patch, checkpointing
@@ -102,7 +114,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """As the class says. out is in x's dtype, or in autocast's."""
-        self._check(x, label, context)
+        self._check(x, t, label, context)
         emb = self._embed(t, label)
 
         h, skips = Residual(self.stem(patchify(x, self.patch))), []
@@ -136,12 +148,19 @@ class UNet(nn.Module):
         x = h.sum()
         return Residual(run(x)), x
 
-    def _check(self, x: Tensor, label: Tensor | None, context: Tensor | None) -> None:
+    def _check(self, x: Tensor, t: Tensor, label: Tensor | None, context: Tensor | None) -> None:
+        check_float(x=x, t=t)
         if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels or any(s % self.multiple or s == 0 for s in x.shape[2:]):
             expected = ", ".join(["N", str(self.in_channels)] + [f"multiple of {self.multiple}"] * self.dims)
             raise ValueError(f"x: expected ({expected}), got {tuple(x.shape)}")
-        if label is not None and self.num_classes is None:
-            raise ValueError("label: expected None from a UNet without num_classes, got labels")
+        check_shape(x.shape[:1], "(N,)", t=t)
+        if label is not None:
+            if self.num_classes is None:
+                raise ValueError("label: expected None from a UNet without num_classes, got labels")
+            if getattr(label, "dtype", None) not in (torch.int64, torch.int32):
+                raise TypeError(f"label: expected int64 (N,), got {getattr(label, 'dtype', shown(label))}")
+            check_shape(x.shape[:1], "(N,)", label=label)
+            check_range("label", label, 0, self.num_classes)
         if (context is None) != (self.context_dim is None):
             raise ValueError(
                 f"context: expected {'None' if self.context_dim is None else f'(N, L, {self.context_dim})'}, "

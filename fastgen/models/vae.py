@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import noise_streams
-from fastgen.errors import expect
+from fastgen.errors import expect, is_number, is_whole, lookup
 from fastgen.functional import at, fresh_key, philox_normal, reconstruction_nll, reparameterize_kl
+from fastgen.models.layers import expect_sizes
 from fastgen.pixels import uint8_to_unit
+from fastgen_kernels.checks import check_float, check_float_or_uint8, check_shape
 from fastgen_kernels.reconstruction_nll import LIKELIHOODS, Likelihood
 
 
@@ -27,10 +29,8 @@ class VariationalAutoencoder(nn.Module):
 
     def __init__(self, *, likelihood: Likelihood = "bernoulli", std: float = 1.0):
         super().__init__()
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood: expected one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
-        if not std > 0:
-            raise ValueError(f"std: expected a number > 0, got {std}")
+        lookup("likelihood", likelihood, dict.fromkeys(LIKELIHOODS))
+        expect("std", std, is_number(std, 0) and std > 0, "a finite number > 0")
         self.likelihood, self.std = likelihood, std
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,9 @@ class VariationalAutoencoder(nn.Module):
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (N, latent_dim) to images in [0, 1]."""
+        """z (N, latent_dim) to images in [0, 1]. Raises TypeError for what is not floating, ValueError for another shape."""
+        check_float(z=z)
+        check_shape((*z.shape[:1], self.latent_dim), "(N, latent_dim)", z=z)
         return self.decode_logits(z).sigmoid()
 
     def reparameterize(self, mu: Tensor, logvar: Tensor) -> Tensor:
@@ -65,6 +67,7 @@ class VariationalAutoencoder(nn.Module):
     def elbo_terms(self, x: Tensor, *, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """log p(x | z) at one z ~ q(z | x), and KL(q || p), each (N,) fp32 nats, whose difference is the ELBO. A KL near 0 for
         all x says that the posterior has collapsed: z tells nothing of x. key: as `elbo`'s."""
+        check_float_or_uint8(x=x)
         x = uint8_to_unit(x)
         mu, logvar = self.encode(x)
         z, kl = reparameterize_kl(mu, logvar, key=key)
@@ -80,8 +83,7 @@ class VariationalAutoencoder(nn.Module):
     def log_likelihood(self, x: Tensor, k: int = 100, *, key: Tensor | None = None) -> Tensor:
         """The importance-weighted bound log 1/k Σ p(x, z_i) / q(z_i | x), (N,) fp32 nats, tighter with k (Burda et al. 2016,
         arXiv:1509.00519, eq. 8). key: (N, 4), drawn from torch's generator when None. Raises ValueError for k < 1."""
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, got {k}")
+        expect("k", k, is_whole(k, 1), "a whole number >= 1")
         key = fresh_key(x.shape[0], x.device) if key is None else key
         mu, logvar = self.encode(x)
         weights = []
@@ -94,7 +96,9 @@ class VariationalAutoencoder(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, *, key: Tensor | None = None) -> Tensor:
-        """n images in [0, 1], decoded at draws from the prior. key: (n, 4), drawn from torch's generator when None."""
+        """n images in [0, 1], decoded at draws from the prior. key: (n, 4), drawn from torch's generator when None. Raises
+        ValueError for n below 1."""
+        expect("n", n, is_whole(n, 1), "a whole number >= 1")
         device = next(self.parameters()).device
         key = fresh_key(n, device) if key is None else key
         return self.decode(philox_normal((n, self.latent_dim), at(key, stream=noise_streams.START)))
@@ -114,6 +118,7 @@ class VAE(VariationalAutoencoder):
 
     def __init__(self, input_dim: int, latent_dim: int, *, likelihood: Likelihood = "bernoulli", std: float = 1.0):
         super().__init__(likelihood=likelihood, std=std)
+        expect_sizes(input_dim=input_dim, latent_dim=latent_dim)
         self.input_dim, self.latent_dim = input_dim, latent_dim
         self.encoder = nn.Sequential(
             nn.Linear(input_dim, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 2 * latent_dim)
@@ -123,6 +128,7 @@ class VAE(VariationalAutoencoder):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_float_or_uint8(x=x)
         x = uint8_to_unit(x).flatten(1)
         if x.shape[1] != self.input_dim:
             raise ValueError(f"x: expected {self.input_dim} values a sample, got {x.shape[1]}")
@@ -138,12 +144,13 @@ class VAEObjective(nn.Module):
     """The negative ELBO in nats, its KL term times `beta` (beta-VAE, Higgins et al. 2017, eq. 4), which in training rises from 0
     over the first `kl_warmup` steps, as the key counts them (Bowman et al. 2016, arXiv:1511.06349, section 3.1).
 
-    Raises ValueError for a beta that is negative or not finite, and a negative kl_warmup."""
+    Raises ValueError for what is no VAE, a beta that is negative or not finite, and a negative kl_warmup."""
 
     def __init__(self, vae: VariationalAutoencoder, *, beta: float = 1.0, kl_warmup: int = 0):
         super().__init__()
-        expect("beta", beta, 0 <= beta < math.inf, "a finite number >= 0")
-        expect("kl_warmup", kl_warmup, kl_warmup >= 0, "a whole number >= 0")
+        expect("vae", type(vae).__name__, isinstance(vae, VariationalAutoencoder), "a VAE of fastgen")
+        expect("beta", beta, is_number(beta, 0), "a finite number >= 0")
+        expect("kl_warmup", kl_warmup, is_whole(kl_warmup, 0), "a whole number >= 0")
         self.vae, self.beta, self.kl_warmup = vae, beta, kl_warmup
 
     def forward(self, x: Tensor, label: Tensor | None = None, *, key: Tensor | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """AdamW that clips the gradient, keeps averages of the weights and skips steps that are not finite, in one pass over memory."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, zip_longest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fastgen.errors import expect
+from fastgen.errors import expect, is_number
 from fastgen.optim.profiles import Profile, constant
 from fastgen_kernels.adamw_ema import Settings, adamw_ema_, clipping, same_layout
 
@@ -34,8 +35,8 @@ class AdamWEMA(torch.optim.AdamW):
 
     The state_dict is torch.optim.AdamW's, with averages, masters and counts beside: each loads the other's.
 
-    Raises ValueError for a negative clip, more than two averages, a decay outside [0, 1), and, at the first step, for parameters
-    with gaps or overlaps in memory.
+    Raises ValueError for settings out of range, also of a group, more than two averages, no parameters or such that are not
+    floating, and, at the first step, for parameters with gaps or overlaps in memory.
     """
 
     _step_supports_amp_scaling = True
@@ -54,15 +55,29 @@ class AdamWEMA(torch.optim.AdamW):
         clip: float = 0.0,
         ema: float | Profile | Sequence[float | Profile] = (),
     ) -> None:
-        expect("clip", clip, clip >= 0, "a number from 0 on")
-        decays = (ema,) if isinstance(ema, (float, int, Profile)) else tuple(ema)
-        expect("ema", ema, len(decays) <= 2, "at most two decays or profiles")
+        expect("clip", clip, is_number(clip, 0) or clip == math.inf, "a number from 0 on")
+        decays = tuple(ema) if isinstance(ema, Sequence) and not isinstance(ema, str | Profile) else (ema,)
+        known = len(decays) <= 2 and all(isinstance(d, Profile) or (is_number(d, 0, 1) and d != 1) for d in decays)
+        expect("ema", ema, known, "at most two decays in [0, 1) or profiles")
+        params = [params] if isinstance(params, Tensor | str) or not isinstance(params, Iterable) else list(params)
+        expect(
+            "params", params, params and not any(isinstance(p, int | float | str) for p in params), "parameters or groups of them"
+        )
+        _expect_settings(lr, betas, eps, weight_decay)
         self.clip = clip
         self.profiles = [decay if isinstance(decay, Profile) else constant(decay) for decay in decays]
         self._averages: list[dict[Tensor, Tensor]] = [{} for _ in self.profiles]
         self._masters: dict[Tensor, Tensor] = {}
         self._counts: Tensor | None = None
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim.Optimizer's. Raises ValueError for settings out of range and for parameters that are not floating."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _expect_settings(*(group[name] for name in ("lr", "betas", "eps", "weight_decay")))
+        for p in group["params"]:
+            expect("params", str(p.dtype), p.is_floating_point(), "floating parameters")
 
     @property
     def updates(self) -> Tensor:
@@ -265,6 +280,14 @@ class AdamWEMA(torch.optim.AdamW):
                 self._lr[i].fill_(value)
         self._known = values
         return self._lr
+
+
+def _expect_settings(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
+    expect("lr", lr, isinstance(lr, Tensor) or is_number(lr, 0), "a finite number >= 0, or a tensor of one")
+    two = isinstance(betas, tuple | list) and len(betas) == 2
+    expect("betas", betas, two and all(is_number(b, 0, 1) and b != 1 for b in betas), "two numbers in [0, 1)")
+    expect("eps", eps, is_number(eps, 0), "a finite number >= 0")
+    expect("weight_decay", weight_decay, is_number(weight_decay, 0), "a finite number >= 0")
 
 
 def copy_like(value: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -6,7 +6,7 @@ width sigma_rel, the standard deviation of tau over t, whatever t is (EDM2, Karr
 
 import numpy as np
 
-from fastgen.errors import expect
+from fastgen.errors import expect, is_number
 from fastgen_kernels.adamw_ema import Profile
 
 WIDEST = 12**-0.5  # of the uniform average, gamma = 0
@@ -16,8 +16,8 @@ def constant(decay: float, warmup: float = 9.0) -> Profile:
     """The decay of update n, from 1, is min(decay, n / (n + warmup)), so that the average forgets the initial weights. 9 is
     TensorFlow's, ExponentialMovingAverage with num_updates; with 0 there is no warm-up. Raises ValueError for a decay outside
     [0, 1) or a negative warmup."""
-    expect("decay", decay, 0 <= decay < 1, "a number in [0, 1)")
-    expect("warmup", warmup, warmup >= 0, "a number from 0 on")
+    expect("decay", decay, is_number(decay, 0, 1) and decay != 1, "a number in [0, 1)")
+    expect("warmup", warmup, is_number(warmup, 0), "a number from 0 on")
     return Profile(decay=decay, warmup=warmup)
 
 
@@ -30,7 +30,7 @@ def gamma(sigma_rel: float) -> float:
     """The exponent of a relative width, from sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (EDM2, section 3.1).
 
     Raises ValueError for a width that no exponent above 0 has."""
-    expect("sigma_rel", sigma_rel, 0 < sigma_rel < WIDEST, f"a number between 0 and {WIDEST:.4f}")
+    expect("sigma_rel", sigma_rel, is_number(sigma_rel) and 0 < sigma_rel < WIDEST, f"a number between 0 and {WIDEST:.4f}")
     precision = sigma_rel**-2
     roots = np.roots([1, 7, 16 - precision, 12 - precision])
     return float(roots[np.isreal(roots)].real.max())

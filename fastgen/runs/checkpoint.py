@@ -64,7 +64,11 @@ def sha256_of(folder: Path, name: str) -> str:
 
 def load_document(folder: Path, name: str) -> Any:
     """The document that was saved under `name`. Raises ValueError where the file is missing or corrupt."""
-    return json.loads(_verified(folder, f"{name}.json").read_bytes())
+    file = _verified(folder, f"{name}.json")
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON, got other text: {error}") from None
 
 
 def steps(checkpoints: Path) -> list[int]:
@@ -115,11 +119,12 @@ def _verified(folder: Path, file: str) -> Path:
 
 def _sum(folder: Path, file: str) -> str:
     try:
-        return json.loads((folder / MANIFEST).read_bytes())["sha256"][file]
+        expected = json.loads((folder / MANIFEST).read_bytes())["sha256"][file]
     except OSError as error:
         raise ValueError(f"{folder}: expected a whole checkpoint, got {error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{folder / MANIFEST}: expected the manifest of a checkpoint with {file}, got another file") from None
+    return str(expected)
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,8 @@
 """A run: the folder that training leaves, and the trained model in it."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,12 +20,13 @@ from fastgen.diffusion.conditions import Beside, Condition, make_condition
 from fastgen.diffusion.denoiser import Denoiser, null_label
 from fastgen.diffusion.process import PREDICTIONS, Diffusion
 from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, Callback, generate, host_may_read
-from fastgen.errors import expect, lookup
+from fastgen.errors import expect, is_whole, lookup
 from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
-from fastgen.models.build import describe_diffusion, make_diffusion, make_model, model_arguments
+from fastgen.models.build import MODELS, describe_diffusion, make_diffusion, make_model, model_arguments
 from fastgen.pixels import signed_to_uint8, unit_to_uint8
 from fastgen.runs import checkpoint
+from fastgen_kernels.messages import shown
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ class Run:
         **options: Unpack[SamplingOptions],
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What `sample` gives, batch by batch, each as soon as it is drawn. Raises as `sample` does, at the first batch."""
-        expect("n", n, n >= 1, "a whole number >= 1")
-        expect("first", first, 0 <= first < 2**32 - n, "a whole number >= 0")
+        expect("n", n, is_whole(n, 1), "a whole number >= 1")
+        expect("n", n, n < 2**32, "a number below 2^32")
+        expect("first", first, is_whole(first, 0, 2**32 - 1 - n), "a whole number >= 0")
         expect("cuda_graph", cuda_graph, not cuda_graph or self.device.type == "cuda", f"False on a {self.device.type}")
         expect("cuda_graph", cuda_graph, not cuda_graph or callback is None, "False with a callback, which a graph cannot call")
         chosen = with_options(settings, options)
@@ -239,17 +243,29 @@ def batch_by_batch(draw: Callable[..., Tensor], size: int, *each: Tensor | None)
 
 def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> Run:
     """The run in a folder, at its last checkpoint or at `step`. Raises ValueError for a folder that is no run or is corrupt."""
+    expect("path", path, isinstance(path, str | Path), "the path of a run")
     path = Path(path)
     if not (path / "config.yaml").is_file():
-        raise ValueError(f"run: expected the folder of a training run, got {str(path)!r}: it has no config.yaml")
+        raise ValueError(f"run: expected the folder of a training run, got {shown(str(path))}: it has no config.yaml")
     config = load_yaml(path / "config.yaml")
     folder = find_checkpoint(path, step)
     where = resolve_device(device)
     description = checkpoint.load_document(folder, "config")
+    expect(str(folder / "config.json"), description, isinstance(description, dict), "a mapping of names to values")
     trained, given = description.get("diffusion"), describe_diffusion(config)
     expect(f"{path / 'config.yaml'}: diffusion", given, given == trained, f"{trained}, as in the checkpoint")
-    model = make_model(description)
-    model.load_state_dict(checkpoint.load_tensors(folder, "ema"))
+    expect_description(description, config, folder / "config.json")
+    weights = checkpoint.load_tensors(folder, "ema")
+    with made_of(folder / "config.json", "the description of a model"):
+        model = make_model(description)
+        values = from_document(description.get("values"))
+    with made_of(folder / "ema.safetensors", "the weights of this model"):
+        model.load_state_dict(weights)
+    for name, weight in weights.items():
+        known = model.state_dict()[name].is_floating_point() == weight.is_floating_point()
+        finite = known and (not weight.is_floating_point() or bool(weight.isfinite().all()))
+        got = "NaN or infinity" if known else str(weight.dtype)
+        expect(f"{folder / 'ema.safetensors'}: {name}", got, finite, "finite weights")
     return Run(
         path,
         config,
@@ -259,8 +275,41 @@ def load(path: str | Path, *, step: int | None = None, device: str = "auto") -> 
         description["classes"],
         int(folder.name),
         where,
-        from_document(description.get("values")),
+        values,
     )
+
+
+def expect_description(description: Any, config: TrainConfig, file: Path) -> None:
+    """Raises ValueError, naming the file, for a checkpoint's description that is not what `describe` makes for the configuration
+    and some data: one that was edited."""
+    for name, kind in (("model", str), ("arguments", dict), ("shape", list), ("classes", list | None), ("values", dict | None)):
+        value = description.get(name, None if name == "values" else ...)
+        expect(f"{file}: {name}", value, isinstance(value, kind), f"a value of type {getattr(kind, '__name__', kind)}")
+    model, shape, classes = description["model"], description["shape"], description["classes"]
+    lookup(f"{file}: model", model, MODELS)
+    expect(f"{file}: shape", shape, shape and all(is_whole(side, 1) for side in shape), "whole numbers >= 1")
+    expect(f"{file}: classes", classes, classes is None or all(isinstance(name, str) for name in classes), "names")
+    with made_of(file, "the data of this configuration"):
+        values = from_document(description.get("values"))
+        number = description["arguments"].get("num_classes")
+        seen = tuple(shape) if values is None else values.network_shape
+        name, arguments = model_arguments(config, seen, number, values=values is not None)
+    expect(f"{file}: model", model, model == name, f"{name}, as in config.yaml")
+    for key, value in description["arguments"].items():
+        same = value == arguments.get(key, value)
+        expect(f"{file}: arguments.{key}", value, same, f"{shown(arguments.get(key))}, as config.yaml has it")
+    if model == "UNet" and number is not None:
+        expect(f"{file}: classes", classes, classes is not None and len(classes) == number, f"names of {number} classes")
+
+
+@contextmanager
+def made_of(file: Path, expected: str) -> Iterator[None]:
+    """What cannot be made of a file that was read raises ValueError, naming the file."""
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        said = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"{file}: expected {expected}, got {said}") from error
 
 
 def find_values(path: Path) -> Values | None:

@@ -12,9 +12,10 @@ from torch.amp import GradScaler
 from fastgen.atomic import beside, write_text
 from fastgen.config.files import load_yaml, to_dict
 from fastgen.config.schema import TrainConfig
+from fastgen.errors import expect
 from fastgen.optim.adamw_ema import AdamWEMA, copy_like
 from fastgen.runs import checkpoint
-from fastgen.runs.run import find_checkpoint
+from fastgen.runs.run import find_checkpoint, made_of
 from fastgen.training.lock import LOCK
 from fastgen.training.metrics_log import read_metrics
 from fastgen.training.ranks import MARK, full_tensors, gather, rank
@@ -117,10 +118,15 @@ def restore_state(
     for name, value in description.items():
         if saved.get(name) != value:
             raise ValueError(f"resume: expected the run's own {name} {saved.get(name)}, got {value}")
-    _load_optimizer(model, optimizer, checkpoint.load_tensors(folder, "optimizer"), int(folder.name))
-    optimizer.load_master_state_dict(model, _sharded_as(model, checkpoint.load_tensors(folder, "model")))
-    optimizer.load_ema_state_dict(model, checkpoint.load_tensors(folder, "ema"))
-    _set_rng_state(checkpoint.load_tensors(folder, "rng"))
+    tensors = {name: checkpoint.load_tensors(folder, name) for name in ("optimizer", "model", "ema", "rng")}
+    for name, restore in (
+        ("optimizer", lambda: _load_optimizer(model, optimizer, tensors["optimizer"], int(folder.name))),
+        ("model", lambda: optimizer.load_master_state_dict(model, _sharded_as(model, tensors["model"]))),
+        ("ema", lambda: optimizer.load_ema_state_dict(model, tensors["ema"])),
+        ("rng", lambda: _set_rng_state(tensors["rng"])),
+    ):
+        with made_of(folder / f"{name}.safetensors", "the state of this model's training"):
+            restore()
     if scaler is not None and scaler.is_enabled() and (folder / "scaler.json").exists():
         scaler.load_state_dict(checkpoint.load_document(folder, "scaler"))
     return int(folder.name)
@@ -143,6 +149,8 @@ def _load_optimizer(model: nn.Module, optimizer: AdamWEMA, tensors: dict[str, Te
     """step: what older checkpoints, which have no counts, are taken to have made."""
     parameters = dict(model.named_parameters())
     index = {name: i for i, name in enumerate(parameters)}
+    missing = [name for name, p in parameters.items() for kind in ("step", "exp_avg") if f"{kind}:{name}" not in tensors]
+    expect("parameters", missing, len(missing) in (0, 2 * len(parameters)) and tensors, "the moments of all parameters")
     counts = tensors.pop("counts", torch.tensor([step, 0]))
     kinds: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():

@@ -17,7 +17,7 @@ from fastgen.config.schema import TrainConfig
 from fastgen.cuda_graph import WARM_UP, Graphed
 from fastgen.data.augment import augment
 from fastgen.device import AUTOCAST_DTYPES, cast, place, resolve_device, resolve_precision
-from fastgen.errors import expect
+from fastgen.errors import expect, is_number, is_whole
 from fastgen.functional import at, noise_key
 from fastgen.interchange.init_from import load_weights, starting_from
 from fastgen.models.build import is_own, make_model, make_objective
@@ -258,12 +258,15 @@ def train_step(
     scaler: scales the gradients of fp16, which would underflow, and skips a step where they are not finite; without one "auto" is
         never fp16.
 
-    Raises ValueError for another precision, "fp16" without a scaler, a clip that is negative or not finite, and an `accumulation`
-    that does not divide N: ranks exchange their gradients in the last part, which must be there.
+    Raises TypeError for an x that is no tensor; ValueError for another precision, "fp16" without a scaler, a clip that is
+    negative or not finite, and an `accumulation` that does not divide N: ranks exchange their gradients in the last part, which
+    must be there.
     """
-    expect("clip", clip, 0 <= clip < math.inf, "a finite number >= 0")
-    divides = accumulation >= 1 and len(x) % accumulation == 0
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor (N, ...), got {type(x).__name__}")
+    divides = is_whole(accumulation, 1, max(1, len(x))) and len(x) % accumulation == 0
     expect("accumulation", accumulation, divides, f"a divisor of the batch's {len(x)} samples")
+    expect("clip", clip, is_number(clip, 0), "a finite number >= 0")
     given, precision = precision, resolve_precision(x.device, precision)
     if given == "auto" and precision == "fp16" and scaler is None:
         precision = "fp32"

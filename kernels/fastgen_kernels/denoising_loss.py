@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from fastgen_kernels.checks import check_choice, check_device, check_float, check_key, check_shape
+from fastgen_kernels.checks import (
+    check_choice,
+    check_device,
+    check_finite_values,
+    check_float,
+    check_key,
+    check_optional_float,
+    check_shape,
+)
 from fastgen_kernels.diffusion_loss import KINDS, Kind, diffusion_loss_reference
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import compute_dtype, empty_like, per_sample
@@ -40,9 +48,11 @@ def denoising_loss(
     q_sample(..., dtype=torch.float32), by the reference bit for bit, by the kernels but for the order of the sum; and finer
     than with a target that was rounded to bf16.
 
-    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown target or kind.
+    Raises TypeError for other types and dtypes, ValueError for shapes or devices that differ, on a CPU for a schedule or weight
+    that is not finite, and for an unknown target or kind.
     """
-    check_float(pred=pred, weight=weight)
+    check_float(pred=pred)
+    check_optional_float(weight=weight)
     check_diffused(x0, alpha, sigma)
     check_shape(x0.shape, "of x0", pred=pred)
     check_key(key, x0.shape[0])
@@ -50,6 +60,7 @@ def denoising_loss(
     check_device(pred.device, "of pred", x0=x0, alpha=alpha, sigma=sigma, key=key, weight=weight)
     check_choice("target", target, TARGETS)
     check_choice("kind", kind, KINDS)
+    check_finite_values(weight=weight)
 
     # The kernel has no gradient for what the target is made of.
     if use_triton(pred, x0) and not (x0.requires_grad or alpha.requires_grad or sigma.requires_grad):

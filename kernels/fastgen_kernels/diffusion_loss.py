@@ -11,7 +11,15 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_shape
+from fastgen_kernels.checks import (
+    check_batched,
+    check_choice,
+    check_device,
+    check_finite_values,
+    check_float,
+    check_optional_float,
+    check_shape,
+)
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import compute_dtype, empty_like, like
 from fastgen_kernels.library import define
@@ -25,16 +33,19 @@ def diffusion_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None, *
     """The mean loss of each sample, times its weight: (N,) fp32, fp64 for fp64 pred.
 
     pred, target: (N, ...) float, of one shape; the target is a constant or carries its own graph.
-    weight: (N,) float.
+    weight: (N,) float; checked to be finite on a CPU alone, since a GPU would wait.
 
-    Raises TypeError for dtypes that are not floats, ValueError for shapes or devices that differ or an unknown kind.
+    Raises TypeError for what is not a tensor of floats, ValueError for shapes or devices that differ, a weight that is not finite
+    or an unknown kind.
     """
-    check_float(pred=pred, target=target, weight=weight)
+    check_float(pred=pred, target=target)
+    check_optional_float(weight=weight)
     check_batched(pred=pred)
     check_shape(pred.shape, "of pred", target=target)
     check_shape(pred.shape[:1], "(N,)", weight=weight)
     check_device(pred.device, "of pred", target=target, weight=weight)
     check_choice("kind", kind, KINDS)
+    check_finite_values(weight=weight)
 
     if use_triton(pred):
         if weight is not None and weight.requires_grad:  # its gradient is the mean, (N,), which autograd then keeps

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen_kernels.checks import check_device, check_float, check_shape
+from fastgen_kernels.checks import check_device, check_float, check_number, check_optional_float, check_shape
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import autocasts, compute_dtype
 from fastgen_kernels.library import beside_input, define
@@ -25,14 +25,14 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     x: (..., C), any strides.
     weight, bias: (C,), 1 and 0 where absent.
-    eps: is added to the variance.
+    eps: a finite number >= 0, added to the variance.
 
     All are float16, bfloat16, float32 or float64. The statistics and the affine part are in fp32, in fp64 for fp64 x. Autocast
     has no effect.
 
-    Raises TypeError for other dtypes, ValueError for shapes or devices that do not fit.
+    Raises TypeError for other types and dtypes, ValueError for shapes, devices or an eps that do not fit.
     """
-    _check(x, weight, bias)
+    _check(x, weight, bias, eps)
     if use_triton(x) and _fits_registers(x.shape[-1]):
         return _layer_norm(x, None, weight, bias, eps)[0]
     return layer_norm_reference(x, weight, bias, eps)
@@ -50,8 +50,8 @@ def add_layer_norm(
 
     Raises TypeError and ValueError as layer_norm does, and ValueError for a residual of another shape or device.
     """
-    _check(x, weight, bias)
-    check_float(residual=residual)
+    _check(x, weight, bias, eps)
+    check_optional_float(residual=residual)
     check_shape(x.shape, "of x", residual=residual)
     check_device(x.device, "of x", residual=residual)
     if use_triton(x) and _fits_registers(x.shape[-1]):
@@ -61,9 +61,11 @@ def add_layer_norm(
     return add_layer_norm_reference(x, residual, weight, bias, eps)
 
 
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
     """Raise for what both ops do not take."""
-    check_float(x=x, weight=weight, bias=bias)
+    check_float(x=x)
+    check_optional_float(weight=weight, bias=bias)
+    check_number("eps", eps)
     if x.dim() == 0:
         raise ValueError("x: expected (..., C), got a scalar")
     check_shape(x.shape[-1:], "(C,)", weight=weight, bias=bias)

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen_kernels.checks import check_key
+from fastgen_kernels.checks import check_dtype, check_integer, check_key, check_range
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.library import define
+from fastgen_kernels.messages import shown
 
 _MASK = 0xFFFFFFFF
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
 _HIGH = 1 if sys.byteorder == "little" else 0  # where the upper half of a 64-bit word lies, read as two of 32
@@ -47,34 +49,56 @@ def noise_key(
         ranks with N samples each passes range(r*N, (r+1)*N) and draws what one process would.
     device: of the key, and so of the noise; by default that of `samples`, or the CPU.
 
-    seed, stream and step may be scalar int64 tensors on the device, which nothing waits for and nothing checks.
+    seed, stream and step may be scalar int64 tensors on the device, which nothing waits for and whose values nothing checks;
+    those of `samples` are checked on a CPU alone.
 
-    Raises ValueError for a seed, stream, step or number of samples out of range, and for samples that are not 1-D.
+    Raises TypeError for a seed, stream, step or samples that are no integers, ValueError for one out of range, for samples that
+    are not 1-D and for a device that torch does not know.
     """
     _check_range("seed", seed, 63)
     _check_range("stream", stream, 32)
     _check_range("step", step, 32)
-    if isinstance(samples, Tensor):
-        index = samples.to(device, torch.int64)
-    elif isinstance(samples, int):
-        _check_range("samples", samples, 32)
-        index = torch.arange(samples, device=device)
-    elif isinstance(samples, range):
-        index = torch.arange(samples.start, samples.stop, samples.step, device=device)
-    else:
-        index = torch.tensor(samples, dtype=torch.int64, device=device)
-    if index.dim() != 1:
-        raise ValueError(f"samples: expected a count or a 1-D tensor, got shape {tuple(index.shape)}")
+    index = _indices(samples, _device(device))
     return torch.stack((_column(seed, index), _column(stream, index), _column(step, index), index), 1)
+
+
+def _indices(samples: int | Sequence[int] | Tensor, device: torch.device | None) -> Tensor:
+    """The global indices of samples, int64 (N,)."""
+    expected = "samples: expected a count, or indices from 0 to 2^32 - 1 as a range, a list or a 1-D tensor of integers"
+    if isinstance(samples, range):
+        if len(samples) and not all(0 <= end < 2**32 for end in (samples[0], samples[-1])):
+            raise ValueError(f"{expected}, got {samples}")
+        return torch.arange(samples.start, samples.stop, samples.step, device=device)
+    if isinstance(samples, int):
+        _check_range("samples", samples, 32)
+        return torch.arange(samples, device=device)
+    if not isinstance(samples, Tensor):
+        if not isinstance(samples, Sequence) or not all(isinstance(i, int | np.integer) for i in samples):
+            raise TypeError(f"{expected}, got {shown(samples)}")
+        samples = torch.tensor([min(max(i, -1), 2**32) for i in samples], dtype=torch.int64)  # what is out of range stays so
+    if samples.dim() != 1:
+        raise ValueError(f"{expected}, got shape {tuple(samples.shape)}")
+    if samples.dtype not in _INTEGERS:
+        raise TypeError(f"{expected}, got {samples.dtype}")
+    check_range("samples", samples, 0, 2**32 - 1)
+    return samples.to(device, torch.int64)
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: expected a device of torch, such as cpu or cuda, got {shown(device)}") from None
 
 
 def at(key: Tensor, *, stream: int | Tensor | None = None, step: int | Tensor | None = None) -> Tensor:
     """The same key (N, 4) at another stream or step, each an int in [0, 2^32) or a scalar int64 tensor; a copy.
 
-    Raises ValueError for a stream or step out of range.
+    Raises TypeError for what is no key or no integer, ValueError for a key not (N, 4) and a stream or step out of range.
     """
-    _check_range("stream", stream, 32)
-    _check_range("step", step, 32)
+    check_key(key)
+    _check_range("stream", 0 if stream is None else stream, 32)
+    _check_range("step", 0 if step is None else step, 32)
     columns = list(key.unbind(1))
     if stream is not None:
         columns[1] = _column(stream, key[:, 1])
@@ -84,7 +108,9 @@ def at(key: Tensor, *, stream: int | Tensor | None = None, step: int | Tensor | 
 
 
 def fresh_key(n: int, device: torch.device | str | None = None) -> Tensor:
-    """A key (n, 4) with a seed from the device's torch generator: what the ops draw under when they are given none."""
+    """A key (n, 4) with a seed from the device's torch generator: what the ops draw under when they are given none. Raises
+    TypeError for an n that is no integer, ValueError for one out of range."""
+    check_integer("n", n, 0, 2**32)
     return noise_key(torch.randint(2**63 - 1, (), device=device), samples=n, device=device)
 
 
@@ -96,7 +122,8 @@ def philox_normal(
     The numbers are made in fp32, at most 6.8 in magnitude, and cast to `dtype`, any float. They are on `device`, by default
     the key's. The integers underneath are the same everywhere; log, sin and cos may differ in the last bit.
 
-    Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
+    Raises TypeError for a shape that is not integers, a key that is not int64 or a dtype that is not a float, ValueError for a
+    key not (N, 4) and a shape that has none or too many elements: a sample has at most 2^34.
     """
     key = _on_device(shape, key, dtype, device)
     if use_triton(key):
@@ -115,7 +142,8 @@ def philox_uniform(
     The numbers are odd multiples of 2^-24 in fp32, cast to `dtype` (where fp16 and bf16 may round to 0 or 1). They
     are on `device`, by default the key's, and the same bits everywhere.
 
-    Raises TypeError for a key that is not int64 or a dtype that is not a float, ValueError for a key not (N, 4).
+    Raises TypeError for a shape that is not integers, a key that is not int64 or a dtype that is not a float, ValueError for a
+    key not (N, 4) and a shape that has none or too many elements: a sample has at most 2^34.
     """
     key = _on_device(shape, key, dtype, device)
     if use_triton(key):
@@ -126,12 +154,15 @@ def philox_uniform(
 
 def _on_device(shape: Sequence[int], key: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
     """The key on the device of the numbers, after all arguments have been checked."""
+    if not isinstance(shape, Sequence) or not all(isinstance(side, int | torch.SymInt) for side in shape):
+        raise TypeError(f"shape: expected (N, *rest), whole numbers, got {shown(shape)}")
     if len(shape) == 0:
         raise ValueError("shape: expected (N, *rest), got ()")
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
+    if min(shape) < 0 or math.prod(shape[1:]) > 2**34:
+        raise ValueError(f"shape: expected (N, *rest), each >= 0, of at most 2^34 elements a sample, got {shown(tuple(shape))}")
+    check_dtype(dtype)
     check_key(key, shape[0])
-    return key if device is None else key.to(device)
+    return key if device is None else key.to(_device(device))
 
 
 def _words(shape: Sequence[int], key: Tensor) -> Tensor:
@@ -192,8 +223,15 @@ def _column(value: int | Tensor, like: Tensor) -> Tensor:
 
 
 def _check_range(name: str, value: object, bits: int) -> None:
-    if isinstance(value, int) and not 0 <= value < 2**bits:
-        raise ValueError(f"{name}: expected a number in [0, 2^{bits}), got {value}")
+    if isinstance(value, Tensor):
+        if value.dtype not in _INTEGERS or value.dim() != 0:
+            raise TypeError(
+                f"{name}: expected an integer, or one in a 0-dim tensor, got {value.dtype} of shape {tuple(value.shape)}"
+            )
+    elif not isinstance(value, int | torch.SymInt | np.integer):
+        raise TypeError(f"{name}: expected an integer in [0, 2^{bits}), got {shown(value)}")
+    elif not isinstance(value, torch.SymInt) and not 0 <= value < 2**bits:
+        raise ValueError(f"{name}: expected a number in [0, 2^{bits}), got {shown(value)}")
 
 
 def _fake(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:

@@ -11,7 +11,18 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_key, check_shape
+from fastgen_kernels.checks import (
+    check_batched,
+    check_choice,
+    check_device,
+    check_dtype,
+    check_finite_values,
+    check_float,
+    check_float_or_uint8,
+    check_key,
+    check_optional_float,
+    check_shape,
+)
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, in_format, like, per_sample
 from fastgen_kernels.library import define
@@ -60,7 +71,8 @@ def q_sample(
     """x_t = alpha·x0 + sigma·noise and the target of the prediction, each of x0's shape; x_t alone for target None.
 
     x0: (N, ...) float, or uint8, read as x/127.5 - 1.
-    alpha, sigma: (N,) float, the schedule at each sample's time; fp32 or better, as bf16 loses the noise at small t.
+    alpha, sigma: (N,) float, the schedule at each sample's time; fp32 or better, as bf16 loses the noise at small t. Checked to
+        be finite on a CPU alone, since a GPU would wait.
     noise: x0's shape, any float; or
     key: int64 (N, 4), from which standard normal noise is drawn; a fresh one when neither is given.
     dtype: of what is returned; by default x0's, fp32 for uint8.
@@ -68,18 +80,18 @@ def q_sample(
     The arithmetic is in fp32, in fp64 for fp64 x0 or dtype. The results have x0's memory format; targets "x0" and "eps" may be
     the tensor given as x0 or noise, not a copy. Gradients flow to every float argument.
 
-    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown target, or noise and key together.
+    Raises TypeError for other types and dtypes, ValueError for shapes or devices that differ, a schedule that is not finite, an
+    unknown target, or noise and key together.
     """
     check_diffused(x0, alpha, sigma)
-    check_float(noise=noise)
+    check_optional_float(noise=noise)
     check_shape(x0.shape, "of x0", noise=noise)
     check_choice("target", target, (*TARGETS, None))
     if noise is not None and key is not None:
         raise ValueError("noise, key: expected one of the two, got both")
     if dtype is None:
         dtype = torch.float32 if x0.dtype == torch.uint8 else x0.dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
+    check_dtype(dtype)
     if key is not None:
         check_key(key, x0.shape[0])
     elif noise is None:
@@ -130,11 +142,11 @@ def make_target(target: Target, x0: Tensor, noise: Tensor, alpha: Tensor, sigma:
 
 def check_diffused(x0: Tensor, alpha: Tensor, sigma: Tensor) -> None:
     """Raise for clean data or a schedule that q_sample and denoising_loss do not take."""
-    if x0.dtype != torch.uint8:
-        check_float(x0=x0)
+    check_float_or_uint8(x0=x0)
     check_float(alpha=alpha, sigma=sigma)
     check_batched(x0=x0)
     check_shape(x0.shape[:1], "(N,)", alpha=alpha, sigma=sigma)
+    check_finite_values(alpha=alpha, sigma=sigma)
 
 
 def _fake_forward(

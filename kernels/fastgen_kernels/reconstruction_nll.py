@@ -13,31 +13,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_shape
+from fastgen_kernels.checks import (
+    check_batched,
+    check_choice,
+    check_device,
+    check_float,
+    check_float_or_uint8,
+    check_number,
+    check_range,
+    check_shape,
+)
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import compute_dtype, empty_like, like
 from fastgen_kernels.library import define
 
 Likelihood = Literal["bernoulli", "gaussian"]
 LIKELIHOODS = ("bernoulli", "gaussian")
+SMALLEST = math.nextafter(0.0, 1.0)
 
 
 def reconstruction_nll(logits: Tensor, x: Tensor, *, likelihood: Likelihood = "bernoulli", std: float = 1.0) -> Tensor:
     """The negative log-likelihood of each sample, in nats: (N,) fp32, fp64 for fp64 logits.
 
     logits: (N, ...) float, any strides: the decoded image before the sigmoid.
-    x: logits' shape, any strides, float in [0, 1], or uint8, read as x/255; a constant or with its own graph.
+    x: logits' shape, any strides, float in [0, 1], or uint8, read as x/255; a constant or with its own graph. The range is
+        checked on a CPU alone, since a GPU would wait.
     std: the deviation of "gaussian"; "bernoulli" has none.
 
-    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown likelihood or a std <= 0.
+    Raises TypeError for other types and dtypes, ValueError for shapes or devices that differ, x out of range, an unknown
+    likelihood or a std that is not a finite number > 0.
     """
-    check_float(logits=logits, x=None if x.dtype == torch.uint8 else x)
+    check_float(logits=logits)
+    check_float_or_uint8(x=x)
     check_batched(logits=logits)
     check_shape(logits.shape, "of logits", x=x)
     check_device(logits.device, "of logits", x=x)
     check_choice("likelihood", likelihood, LIKELIHOODS)
-    if not std > 0:
-        raise ValueError(f"std: expected a number > 0, got {std}")
+    check_number("std", std, "a finite number > 0", low=SMALLEST)
+    if x.dtype != torch.uint8:
+        check_range("x", x, 0, 1)
 
     if use_triton(logits) and not x.requires_grad:  # the kernel has no gradient for x
         return _reconstruction_nll(logits, x, likelihood, std)

@@ -10,10 +10,19 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_choice, check_device, check_float, check_key, check_shape
+from fastgen_kernels.checks import (
+    check_batched,
+    check_choice,
+    check_device,
+    check_float,
+    check_key,
+    check_optional_float,
+    check_shape,
+)
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import compute_dtype, empty_like, like
 from fastgen_kernels.library import define
+from fastgen_kernels.messages import shown
 from fastgen_kernels.philox import fresh_key, philox_normal
 
 
@@ -36,17 +45,22 @@ def reparameterize_kl(
 
     The arithmetic and kl are in fp32, in fp64 for fp64 mu.
 
-    Raises TypeError for other dtypes, ValueError for shapes or devices that differ, an unknown reduce, or eps and key together.
+    Raises TypeError for other types and dtypes, ValueError for shapes or devices that differ, a clamp that is no range, an
+    unknown reduce, or eps and key together.
     """
-    check_float(mu=mu, logvar=logvar, eps=eps)
+    check_float(mu=mu, logvar=logvar)
+    check_optional_float(eps=eps)
     check_batched(mu=mu)
     check_shape(mu.shape, "of mu", logvar=logvar, eps=eps)
-    check_device(mu.device, "of mu", logvar=logvar, eps=eps, key=key)
+    check_device(mu.device, "of mu", logvar=logvar, eps=eps)
     check_choice("reduce", reduce, ("sample", "none"))
+    if not (isinstance(clamp, tuple | list) and len(clamp) == 2 and _ordered(*clamp)):
+        raise ValueError(f"clamp: expected two numbers, the lower one first, got {shown(clamp)}")
     if eps is not None and key is not None:
         raise ValueError("eps, key: expected one of the two, got both")
     if key is not None:
         check_key(key, mu.shape[0])
+        check_device(mu.device, "of mu", key=key)
     elif eps is None:
         key = fresh_key(mu.shape[0], mu.device)
 
@@ -54,6 +68,10 @@ def reparameterize_kl(
         return _reparameterize_kl(mu, logvar, eps, key, *clamp, reduce == "none")
     eps = philox_normal(mu.shape, cast(Tensor, key)) if eps is None else eps
     return reparameterize_kl_reference(mu, logvar, eps, clamp, reduce)
+
+
+def _ordered(low: object, high: object) -> bool:
+    return isinstance(low, int | float) and isinstance(high, int | float) and low <= high
 
 
 def reparameterize_kl_reference(

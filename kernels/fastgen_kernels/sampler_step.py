@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_device, check_float, check_key, check_shape
+from fastgen_kernels.checks import (
+    check_batched,
+    check_device,
+    check_finite_values,
+    check_float,
+    check_key,
+    check_optional_float,
+    check_shape,
+)
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, in_format, like
 from fastgen_kernels.library import define
@@ -27,21 +35,25 @@ def sampler_step(
 
     x: (N, ...) float, the noisy sample.
     x0_hat: x's shape, its denoised estimate.
-    coefficients: (4,) float on x's device: a, b, c, s; fp32 or better. They are not read on the host.
+    coefficients: (4,) float on x's device: a, b, c, s; fp32 or better. On a CPU alone they are read,
+        and checked to be finite: a GPU would wait.
     previous: x's shape, the last step's x0_hat; without it there is no c term.
     key: int64 (N, 4), from which standard normal noise is drawn; without it there is no s term.
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
-    Raises TypeError for other dtypes, ValueError for shapes or devices that differ.
+    Raises TypeError for other types and dtypes, ValueError for shapes or devices that differ and coefficients that are not
+    finite.
     """
-    check_float(x=x, x0_hat=x0_hat, coefficients=coefficients, previous=previous)
+    check_float(x=x, x0_hat=x0_hat, coefficients=coefficients)
+    check_optional_float(previous=previous)
     check_batched(x=x)
     check_shape(x.shape, "of x", x0_hat=x0_hat, previous=previous)
     check_shape((4,), "(a, b, c, s)", coefficients=coefficients)
     if key is not None:
         check_key(key, x.shape[0])
     check_device(x.device, "of x", x0_hat=x0_hat, coefficients=coefficients, previous=previous, key=key)
+    check_finite_values(coefficients=coefficients)
 
     if use_triton(x) and not coefficients.requires_grad:  # for which the kernel has no gradient
         return _sampler_step(x, x0_hat, coefficients, previous, key)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen_kernels.checks import check_float
+from fastgen_kernels.checks import check_float, check_integer, check_range
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.library import define
 
@@ -18,16 +18,17 @@ from fastgen_kernels.library import define
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Cosines, then sines, at dim // 2 geometric frequencies, and a 0 at the end where dim is odd: (N, dim) fp32.
 
-    t: (N,) float, in [0, 1].
+    t: (N,) float, in [0, 1]; the range is checked on a CPU alone, since a GPU would wait.
     dim: at least 2.
 
-    Raises TypeError for a t that is not a float, ValueError for one that is not (N,) or a dim < 2.
+    Raises TypeError for a t that is not a float or a dim that is no integer, ValueError for a t that is not (N,) or out of range
+    and for a dim < 2.
     """
     check_float(t=t)
     if t.dim() != 1:
         raise ValueError(f"t: expected shape (N,), got {tuple(t.shape)}")
-    if dim < 2:
-        raise ValueError(f"dim: expected at least 2, got {dim}")
+    check_integer("dim", dim, 2)
+    check_range("t", t, 0, 1)
     if use_triton(t) and not t.requires_grad:  # the kernel has no gradient
         return _timestep_embedding(t, dim)
     return timestep_embedding_reference(t, dim)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastgen_kernels.checks import check_batched, check_device, check_float, check_shape
+from fastgen_kernels.checks import check_batched, check_device, check_finite, check_float, check_optional_float, check_shape
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, in_format, like, per_sample
 from fastgen_kernels.library import define
@@ -35,15 +35,18 @@ def to_x0(
 
     The arithmetic is in fp32, in fp64 for fp64 x.
 
-    Raises TypeError for other dtypes, ValueError for shapes or devices that differ.
+    Raises TypeError for other types and dtypes, ValueError for shapes or devices that differ and a guidance that is not finite.
     """
-    check_float(out=out, x=x, c_skip=c_skip, c_out=c_out, uncond=uncond)
+    check_float(out=out, x=x, c_skip=c_skip, c_out=c_out)
+    check_optional_float(uncond=uncond)
     check_batched(x=x)
     check_shape(x.shape, "of x", out=out, uncond=uncond)
     check_shape(x.shape[:1], "(N,)", c_skip=c_skip, c_out=c_out)
     if isinstance(guidance, Tensor):
         check_float(guidance=guidance)
         check_shape(x.shape[:1], "(N,)", guidance=guidance)
+    else:
+        check_finite("guidance", guidance)
     scale, scales = (1.0, guidance) if isinstance(guidance, Tensor) else (guidance, None)
     check_device(x.device, "of x", out=out, c_skip=c_skip, c_out=c_out, uncond=uncond, guidance=scales)
 

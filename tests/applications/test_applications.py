@@ -135,9 +135,9 @@ def test_steps_are_counted_through_and_without_going_back_the_sampler_is_run_onc
         return x
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SAMPLERS, "spy", spy)
-        inpaint(run, images(), half(), steps=5, sampler="spy")
-        inpaint(run, images(), half(), steps=5, sampler="spy", resample=2, jump=3)
+        patch.setitem(SAMPLERS, "ddim", spy)
+        inpaint(run, images(), half(), steps=5, sampler="ddim")
+        inpaint(run, images(), half(), steps=5, sampler="ddim", resample=2, jump=3)
     assert starts == [6, 4, 4, 3, 3]
 
 
@@ -169,9 +169,9 @@ def test_the_weaker_the_nearer(run):
 def test_editing_noises_to_the_strength(run, monkeypatch):
     """What the sampler is given, and over which times."""
     seen = []
-    monkeypatch.setitem(SAMPLERS, "spy", lambda denoise, x, times, **_: seen.append((x, times)) or x)
+    monkeypatch.setitem(SAMPLERS, "ddim", lambda denoise, x, times, **_: seen.append((x, times)) or x)
     x0 = images(50)
-    edit(run, x0, 0.6, steps=10, sampler="spy")
+    edit(run, x0, 0.6, steps=10, sampler="ddim")
     (x, times), *_ = seen
     torch.testing.assert_close(times, torch.linspace(0.6, 0, 7))
     assert (x - 0.4 * uint8_to_signed(x0)).std() == pytest.approx(0.6, rel=0.05)

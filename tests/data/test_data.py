@@ -219,10 +219,10 @@ def test_bad_numpy_files(tmp_path):
         open_dataset(tmp_path / "keys.npz")
     np.savez(tmp_path / "x.npz", x=images())
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"source: expected a numpy file, got .*pickled\.npy: .*Python objects"):
+    with pytest.raises(ValueError, match=r"source: expected a numpy file, got '.*pickled\.npy': .*Python objects"):
         open_dataset(tmp_path / "pickled.npy")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"expected a numpy file, got .*cut\.npz: "):
+    with pytest.raises(ValueError, match=r"expected a numpy file, got '.*cut\.npz': "):
         open_dataset(tmp_path / "cut.npz")
 
 
@@ -264,7 +264,7 @@ def test_unknown_sources(source, error, message):
     ("options", "message"),
     [
         ({"split": "val"}, "split: expected 'train', 'test' or 'all', got 'val'"),
-        ({"size": 0}, "size: expected a number of pixels >= 1, or None, got 0"),
+        ({"size": 0}, "size: expected a number of pixels from 1 to 32,768, or None, got 0"),
         ({"channels": 2}, "channels: expected 1, 3 or None, got 2"),
         ({"max_broken": -1}, "max_broken: expected a whole number >= 0, got -1"),
         ({"resident": "yes"}, "resident: expected True, False or 'auto', got 'yes'"),

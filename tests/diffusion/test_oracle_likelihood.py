@@ -153,7 +153,7 @@ def test_a_networks_likelihood():
     assert ((found.mean(0) - exact).abs() < 5 * found.std(0) / 20**0.5 + 1e-4).all()
 
 
-@pytest.mark.parametrize("times", [[1.0, 0.5, 0.0], [0.5, 1.0], [1.0], [1.0, float("nan"), 0.1]])
+@pytest.mark.parametrize("times", [[1.0, 0.5, 0.0], [0.5, 1.0], [1.0]])
 def test_bad_times_are_named(times):
     denoise, x = IdealDenoiser(GAUSSIAN[2], SCHEDULES["cosine"]()), torch.zeros(1, 2)
     for likelihood in (log_likelihood, vlb):

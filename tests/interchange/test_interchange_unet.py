@@ -211,7 +211,7 @@ def pickled(folder):
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), r"expected a folder that diffusers wrote, with config.json or unet/config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json, got other text"),
         (lambda f: (f / "config.json").write_text('{"_class_name": "DiTModel"}'), "_class_name: expected UNet2DModel or"),
         (pickled, "expected weights in diffusion_pytorch_model.safetensors, got none such"),
         (lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), ": cannot load .* Unable to load"),

@@ -234,6 +234,8 @@ def test_autocast_has_no_effect(dtype):
 def test_op_info(dtype, noncontiguous):
     info = op_info("nn.functional.group_norm")
     for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+        if sample.kwargs.get("eps", 0) < 0:
+            continue  # which is refused
         sample = sample.noncontiguous() if noncontiguous else sample
         ours = group_norm(sample.input, *sample.args, **sample.kwargs)
         theirs = info.op(sample.input, *sample.args, **sample.kwargs)

@@ -245,7 +245,7 @@ def test_compiled_by_inductor():
         (
             lambda: noise_key(0, samples=torch.ones(2, 2)),
             ValueError,
-            r"samples: expected a count or a 1-D tensor, got shape \(2, 2\)",
+            r"samples: expected a count, .* got shape \(2, 2\)",
         ),
         (lambda: at(noise_key(0), step=-3), ValueError, r"step: expected a number in \[0, 2\^32\), got -3"),
         (

@@ -117,8 +117,8 @@ X = torch.ones(2, 3)
             ValueError,
             "likelihood: expected one of 'bernoulli', 'gaussian', got 'poisson'",
         ),
-        (lambda: reconstruction_nll(X, X, std=0.0), ValueError, "std: expected a number > 0, got 0.0"),
-        (lambda: reconstruction_nll(X, X, std=math.nan), ValueError, "std: expected a number > 0, got nan"),
+        (lambda: reconstruction_nll(X, X, std=0.0), ValueError, "std: expected a finite number > 0, got 0.0"),
+        (lambda: reconstruction_nll(X, X, std=math.nan), ValueError, "std: expected a finite number > 0, got nan"),
     ],
 )
 def test_errors(call, error, message):

@@ -50,7 +50,7 @@ def test_gradient():
     [
         (lambda t: timestep_embedding(t.int(), 8), TypeError, "t: expected float16, .* got torch.int32"),
         (lambda t: timestep_embedding(t[None], 8), ValueError, r"t: expected shape \(N,\), got \(1, 3\)"),
-        (lambda t: timestep_embedding(t, 1), ValueError, "dim: expected at least 2, got 1"),
+        (lambda t: timestep_embedding(t, 1), ValueError, "dim: expected a whole number >= 2, got 1"),
     ],
 )
 def test_errors(call, error, message):

@@ -153,9 +153,9 @@ def test_conv_vae_shapes():
 
 ERRORS = [
     (lambda: VAE(4, 2, likelihood="poisson"), "likelihood: expected one of bernoulli, gaussian, got 'poisson'"),
-    (lambda: VAE(4, 2, std=0), "std: expected a number > 0, got 0"),
+    (lambda: VAE(4, 2, std=0), "std: expected a finite number > 0, got 0"),
     (lambda: VAE(4, 2)(torch.rand(1, 5)), "x: expected 4 values a sample, got 5"),
-    (lambda: VAE(4, 2).log_likelihood(torch.rand(1, 4), 0), "k: expected at least 1, got 0"),
+    (lambda: VAE(4, 2).log_likelihood(torch.rand(1, 4), 0), "k: expected a whole number >= 1, got 0"),
     (lambda: ConvVAE(1, 2, 30), "image_size: expected a multiple of 4, got 30"),
     (lambda: ConvVAE(1, 2, 8, groups=5), "groups: expected a divisor"),
     (lambda: ConvVAE(1, 2, 8)(torch.rand(1, 1, 8, 12)), r"x: expected \(N, 1, 8, 8\), got \(1, 1, 8, 12\)"),

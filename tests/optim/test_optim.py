@@ -370,8 +370,8 @@ P = [nn.Parameter(torch.ones(2))]
     ("call", "message"),
     [
         (lambda: AdamWEMA(P, clip=-1.0), "clip: expected a number from 0 on, got -1.0"),
-        (lambda: AdamWEMA(P, ema=(0.9, 0.99, 0.999)), "ema: expected at most two decays or profiles"),
-        (lambda: AdamWEMA(P, ema=1.0), r"decay: expected a number in \[0, 1\), got 1.0"),
+        (lambda: AdamWEMA(P, ema=(0.9, 0.99, 0.999)), r"ema: expected at most two decays in \[0, 1\) or profiles"),
+        (lambda: AdamWEMA(P, ema=1.0), r"ema: expected at most two decays in \[0, 1\) or profiles, got 1.0"),
         (lambda: constant(0.9, -1), "warmup: expected a number from 0 on, got -1"),
         (lambda: power(0.3), "sigma_rel: expected a number between 0 and 0.2887, got 0.3"),
         (

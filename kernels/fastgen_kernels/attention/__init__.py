@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen_kernels.attention.choice import kernels_are_faster, one_tile, readable
-from fastgen_kernels.checks import check_choice, check_float, check_shape
+from fastgen_kernels.checks import check_choice, check_device, check_divisor, check_finite, check_float, check_shape
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import as_heads, autocasts, channels_last, compute_dtype, empty_like, split_heads
 from fastgen_kernels.library import define
@@ -26,15 +26,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ke
 
     q: (N, H, S, D) float.
     k, v: (N, H, S_k, D), of q's dtype.
-    scale: of the products before the softmax; 1/sqrt(D) by default.
+    scale: of the products before the softmax, a finite number; 1/sqrt(D) by default.
     key_padding_mask: (N, S_k) bool, True for the keys to leave out, as in nn.MultiheadAttention. A sample whose keys
         are all left out has zeros for output, and zero gradients.
 
     The softmax is in fp32, in fp64 for fp64. Under autocast q, k and v are cast as scaled_dot_product_attention casts
     them, and the output has that dtype.
 
-    Raises TypeError for dtypes that are not floats, that differ, or a mask that is not bool, ValueError for shapes that
-    do not fit.
+    Raises TypeError for dtypes that are not floats, that differ, or a mask that is not bool, ValueError for shapes, devices or a
+    scale that do not fit.
     """
     check_float(q=q, k=k, v=v)
     if q.dim() != 4:
@@ -44,10 +44,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ke
     check_shape((n, h, keys, d), "(N, H, S_k, D)", k=k, v=v)
     if not q.dtype == k.dtype == v.dtype and not autocasts(q):
         raise TypeError(f"k, v: expected {q.dtype} as q is, got {k.dtype} and {v.dtype}")
+    check_device(q.device, "of q", k=k, v=v)
+    if scale is not None:
+        check_finite("scale", scale)
     if key_padding_mask is not None:
-        if key_padding_mask.dtype != torch.bool:
-            raise TypeError(f"key_padding_mask: expected bool, got {key_padding_mask.dtype}")
+        if not isinstance(key_padding_mask, Tensor) or key_padding_mask.dtype != torch.bool:
+            raise TypeError(
+                f"key_padding_mask: expected bool in a tensor, got {getattr(key_padding_mask, 'dtype', key_padding_mask)}"
+            )
         check_shape((n, keys), "(N, S_k)", key_padding_mask=key_padding_mask)
+        check_device(q.device, "of q", key_padding_mask=key_padding_mask)
     q, k, v = (_autocast(x) for x in (q, k, v))
     if use_triton(q, k, v, key_padding_mask) and kernels_are_faster(d, keys, q.dtype, q.device) and readable(q, k, v):
         return _attention(q, k, v, key_padding_mask, 1 / math.sqrt(d) if scale is None else scale)[0]
@@ -68,11 +74,10 @@ def attention_qkv(qkv: Tensor, num_heads: int, *, order: Order = "qkv_major") ->
     """
     check_float(qkv=qkv)
     check_choice("order", order, ("qkv_major", "head_major"))
-    if qkv.dim() < 2 or qkv.shape[1] % 3:
+    if qkv.dim() < 2 or qkv.shape[1] == 0 or qkv.shape[1] % 3:
         raise ValueError(f"qkv: expected (N, 3C, *S), got shape {tuple(qkv.shape)}")
     c = qkv.shape[1] // 3
-    if num_heads < 1 or c % num_heads:
-        raise ValueError(f"num_heads: expected a divisor of C = {c}, got {num_heads}")
+    check_divisor("num_heads", num_heads, "C", c)
     qkv = _autocast(qkv)
     d, positions = c // num_heads, math.prod(qkv.shape[2:])
     if use_triton(qkv) and kernels_are_faster(d, positions, qkv.dtype, qkv.device) and readable(as_heads(qkv, 3 * num_heads)):

@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen_kernels.checks import check_choice, check_device, check_float, check_shape
+from fastgen_kernels.checks import (
+    check_choice,
+    check_device,
+    check_divisor,
+    check_float,
+    check_number,
+    check_optional_float,
+    check_shape,
+)
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import channels_last, compute_dtype, empty_like, like
 from fastgen_kernels.library import beside_input, define
@@ -40,7 +48,7 @@ def group_norm(
     x: (N, C, *S), S of 0 to 3 dims, any strides.
     num_groups: a divisor of C.
     weight, bias: (C,), 1 and 0 where absent.
-    eps: is added to the variance.
+    eps: a finite number >= 0, added to the variance.
     activation: None or "silu".
     scale, shift: (N, C), 0 where absent.
     pre_bias: (N, C), added to x before the norm: a residual block's time embedding.
@@ -48,9 +56,10 @@ def group_norm(
     All are float16, bfloat16, float32 or float64. The statistics and the affine part are in fp32, in fp64 for fp64 x; x and
     pre_bias are added in x's dtype. Autocast has no effect.
 
-    Raises TypeError for other dtypes, ValueError for shapes, devices, num_groups or an activation that do not fit.
+    Raises TypeError for other types and dtypes, ValueError for shapes, devices, num_groups, an eps or an activation that do not
+    fit.
     """
-    _check(x, num_groups, weight, bias, activation, scale, shift, pre_bias)
+    _check(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias)
     if use_triton(x):
         return _group_norm(x, None, weight, bias, scale, shift, pre_bias, num_groups, eps, activation)[0]
     return group_norm_reference(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias)
@@ -78,8 +87,8 @@ def add_group_norm(
 
     Raises TypeError and ValueError as group_norm does, and ValueError for a residual of another shape or device.
     """
-    _check(x, num_groups, weight, bias, activation, scale, shift, pre_bias)
-    check_float(residual=residual)
+    _check(x, num_groups, weight, bias, eps, activation, scale, shift, pre_bias)
+    check_optional_float(residual=residual)
     check_shape(x.shape, "of x", residual=residual)
     check_device(x.device, "of x", residual=residual)
     if use_triton(x):
@@ -89,16 +98,17 @@ def add_group_norm(
 
 
 def _check(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, activation: str | None,
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None,
     scale: Tensor | None, shift: Tensor | None, pre_bias: Tensor | None,
 ) -> None:  # fmt: skip
     """Raise for what both ops do not take."""
-    check_float(x=x, weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
+    check_float(x=x)
+    check_optional_float(weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
     if x.dim() < 2:
         raise ValueError(f"x: expected (N, C, *S), got shape {tuple(x.shape)}")
     n, c = x.shape[:2]
-    if num_groups < 1 or c % num_groups:
-        raise ValueError(f"num_groups: expected a divisor of C = {c}, got {num_groups}")
+    check_divisor("num_groups", num_groups, "C", c)
+    check_number("eps", eps)
     check_shape((c,), "(C,)", weight=weight, bias=bias)
     check_shape((n, c), "(N, C)", scale=scale, shift=shift, pre_bias=pre_bias)
     check_device(x.device, "of x", weight=weight, bias=bias, scale=scale, shift=shift, pre_bias=pre_bias)
