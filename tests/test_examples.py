@@ -33,8 +33,9 @@ def test_own_unet(tmp_path):
     assert (tmp_path / "runs/own_unet.png").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--regional",)], ids=["whole", "regional"])
+@pytest.mark.parametrize(
+    "options", [pytest.param((), marks=pytest.mark.exhaustive), pytest.param(("--regional",), marks=pytest.mark.slow)]
+)
 def test_compile(tmp_path, options):
     pytest.importorskip("diffusers")
     printed = run(tmp_path, "compile", "--width", 8, "--steps", 1, *options)
