@@ -100,7 +100,7 @@ def read_image(argument: str, path: Path, shape: tuple[int, ...]) -> Tensor:
     """An image file as uint8 of shape (C, H, W), grey or coloured as C says. Raises ValueError that names the argument for a file
     that is missing, cannot be read, or holds an image of another size."""
     channels, height, width = shape
-    expect(argument, str(path), not path.is_fifo(), "an image file, not a pipe, which would be waited for")
+    expect(argument, str(path), not Path(path).is_fifo(), "an image file, not a pipe, which would be waited for")
     try:
         with Image.open(path) as image:
             array = from_picture(image, channels=channels)
