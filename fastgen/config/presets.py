@@ -80,21 +80,14 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 
+_LONGER = replace(PRESETS["mnist"], steps=2_600, sample_every=1_300, checkpoint_every=1_300)
 # Half of the labels are left out in training, since one may or may not know what an image is of.
 PRESETS |= {
     "mnist-upscale": replace(
-        PRESETS["mnist"],
-        diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="low_resolution"),
-        steps=2_600,
-        sample_every=1_300,
-        checkpoint_every=1_300,
+        _LONGER, diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="low_resolution")
     ),
     "mnist-inpaint": replace(
-        PRESETS["mnist"],
-        diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="hole"),
-        steps=2_600,
-        sample_every=1_300,
-        checkpoint_every=1_300,
+        _LONGER, diffusion=DiffusionConfig(times="logit_normal", label_dropout=0.5, condition="hole")
     ),
 }
 

@@ -9,8 +9,8 @@ called after every step. Returned is x0, of x's shape and dtype. The coefficient
 before the first, so that a step waits for nothing.
 
 Raises TypeError for a denoise without a schedule and for x or times that are not floating tensors, ValueError for an x that is
-not finite, on a CPU, and for times that do not fall within [0, 1], FloatingPointError, with
-the step, for a result that is not finite.
+not finite, on a CPU, and for times that do not fall within [0, 1], FloatingPointError, with the step, for a result that is not
+finite.
 
 `SAMPLERS` and `TIME_GRIDS` are the tables of names that the command line uses: `TIME_GRIDS[name](schedule, steps, device)` is a
 grid of times.
