@@ -1,15 +1,17 @@
 """What the commands that draw share: options, opening the run, progress and previews, writing the results."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import tyro
 
 from fastgen.config.sampling import Sampling
 from fastgen.errors import expect
+from fastgen_kernels.messages import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 class DrawingOptions:
     """Options of every command that draws. Raises ValueError for a preview_every below 1."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a training run."""
     label: tuple[int, ...] = ()
     """Classes, one for all or several in turn."""
@@ -47,11 +49,20 @@ class DrawingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions(DrawingOptions):
+class FittingOptions(DrawingOptions):
+    """Options of the commands that read images."""
+
+    fit: Literal["crop", "resize", "pad"] = "crop"
+    """How an image of another size comes to the size that the model takes: crop its middle and scale it, resize each side by
+    itself, or scale it whole and pad it with black."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(FittingOptions):
     """Options of the commands that start from an image. Raises ValueError for n below 1."""
 
-    image: tyro.conf.Positional[Path]
-    """The image, of the size of the run's."""
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """The image."""
     n: int = 1
     """How many results: one is a plain image, several are a grid."""
 
@@ -98,15 +109,41 @@ def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> 
     return run, out, {"label": label, "guide": guide, "batch_size": options.batch_size, "settings": options.settings}
 
 
+def read_fitted(options: FittingOptions, argument: str, path: Path, shape: tuple[int, ...]) -> "Tensor":
+    """An image file as uint8 of shape (C, H, W); what was done to one of another size is said. Raises ValueError that names the
+    argument for a file that cannot be read."""
+    from fastgen.files.images import read_any_size
+
+    return fitted(options, argument, path, read_any_size(argument, path, shape[0]), shape)
+
+
+def fitted(options: FittingOptions, argument: str, path: Path, image: "Tensor", shape: tuple[int, ...]) -> "Tensor":
+    """The image of a file, uint8 (C, h, w), as uint8 of shape (C, H, W); what was done to one of another size is said."""
+    from fastgen.files.fitting import fit_image
+
+    result, done = fit_image(image, shape[1:], options.fit)
+    if done:
+        h, w = image.shape[1:]
+        say(f"{argument}: {shown(str(path))} of {w}x{h} pixels is {done} (--fit {options.fit})")
+    return result
+
+
+def say(message: str) -> None:
+    """Prints a line on what is done, beside the results, which stdout names."""
+    print(message, file=sys.stderr)
+
+
 @contextmanager
 def watched(options: DrawingOptions, out: Path, total: int) -> Iterator[Callable[[int, "Tensor", "Tensor"], None]]:
     """The callback of a sampler that shows a progress bar over `total` steps of single images, and writes previews."""
     from tqdm import tqdm
 
-    from fastgen.files.images import save_grid
+    from fastgen.files.images import free_name, save_grid
     from fastgen.pixels import signed_to_uint8
 
     preview, every = out.with_name(f"{out.stem}-preview.png"), options.preview_every
+    if not options.overwrite:
+        preview = free_name(preview)
     with tqdm(total=total, unit="step", disable=None) as bar:
 
         def callback(i: int, x: "Tensor", x0_hat: "Tensor") -> None:
@@ -115,6 +152,8 @@ def watched(options: DrawingOptions, out: Path, total: int) -> Iterator[Callable
                 save_grid(preview, signed_to_uint8(x0_hat))
 
         yield callback
+    if preview.exists():
+        print(preview)
 
 
 def save_results(out: Path, images: "Tensor") -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from fastgen.cli.drawing import ImageOptions, open_run, save_results, watched
+from fastgen.cli.drawing import ImageOptions, open_run, read_fitted, save_results, watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,9 @@ def main(arguments: list[str]) -> None:
     that does not fit, and as `edit` does."""
     options = tyro.cli(EditOptions, args=arguments, prog="fastgen edit")
     from fastgen.applications.edit import edit, steps_below
-    from fastgen.files.images import read_image
 
     run, out, shared = open_run(options, "edited.png")
-    image = read_image("image", options.image, run.shape).repeat(options.n, 1, 1, 1)
+    image = read_fitted(options, "image", options.image, run.shape).repeat(options.n, 1, 1, 1)
     with watched(options, out, options.n * steps_below(options.strength, options.settings.steps)) as callback:
         images = edit(run, image, options.strength, callback=callback, **shared)
     save_results(out, images)

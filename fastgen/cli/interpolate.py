@@ -6,17 +6,17 @@ from typing import Annotated
 
 import tyro
 
-from fastgen.cli.drawing import DrawingOptions, open_run, watched
+from fastgen.cli.drawing import FittingOptions, open_run, read_fitted, watched
 from fastgen.config.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolateOptions(DrawingOptions):
+class InterpolateOptions(FittingOptions):
     """Go from one image to another through the noise that gives them."""
 
-    a: tyro.conf.Positional[Path]
-    """The first image, of the size of the run's."""
-    b: tyro.conf.Positional[Path]
+    a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    """The first image."""
+    b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
     """The last."""
     n: int = 8
     """How many images, with the first and the last."""
@@ -28,10 +28,10 @@ def main(arguments: list[str]) -> None:
     an image or an output that does not fit, and as `interpolate` does."""
     options = tyro.cli(InterpolateOptions, args=arguments, prog="fastgen interpolate")
     from fastgen.applications.interpolate import interpolate
-    from fastgen.files.images import read_image, save_images
+    from fastgen.files.images import save_images
 
     run, out, shared = open_run(options, "interpolated.png")
-    a, b = (read_image(name, path, run.shape) for name, path in (("a", options.a), ("b", options.b)))
+    a, b = (read_fitted(options, name, path, run.shape) for name, path in (("a", options.a), ("b", options.b)))
     with watched(options, out, options.n * options.settings.steps) as callback:
         images = interpolate(run, a, b, options.n, callback=callback, **shared)
     save_images(out, images, None, columns=options.n)

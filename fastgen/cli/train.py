@@ -85,5 +85,16 @@ def _train(options: TrainOptions, command: str) -> None:
         if outcome.signal is not None:
             sys.exit(128 + outcome.signal)
     else:
-        written = [name for name in (f"samples/{outcome.step:08d}.png", "loss.png") if (out / name).exists()]
-        say(f"{out}: {', '.join(written or ['checkpoints'])}; to draw more: fastgen sample {out}")
+        written = sorted(f"samples/{path.name}" for path in (out / "samples").glob(f"{outcome.step:08d}*.png"))
+        written += ["loss.png"] if outcome.plotted else []
+        say(f"{out}: {', '.join(written or ['checkpoints'])}; {_next(config, out)}")
+
+
+def _next(config: TrainConfig, out: Path) -> str:
+    """What the model is for, as a command."""
+    condition = "none" if config.diffusion is None else config.diffusion.condition
+    return {
+        "none": f"to draw more: fastgen sample {out}",
+        "low_resolution": f"to enlarge an image: fastgen upscale {out} IMAGE",
+        "hole": f"to fill a hole: fastgen inpaint {out} IMAGE MASK",
+    }[condition]

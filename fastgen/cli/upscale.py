@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from fastgen.cli.drawing import ImageOptions, open_run, save_results, watched
+from fastgen.cli.drawing import ImageOptions, open_run, read_fitted, save_results, watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +17,9 @@ def main(arguments: list[str]) -> None:
     output that does not fit, and as `upscale` does."""
     options = tyro.cli(UpscaleOptions, args=arguments, prog="fastgen upscale")
     from fastgen.applications.upscale import small_shape, upscale
-    from fastgen.files.images import read_image
 
     run, out, shared = open_run(options, "upscaled.png")
-    image = read_image("image", options.image, small_shape(run)).repeat(options.n, 1, 1, 1)
+    image = read_fitted(options, "image", options.image, small_shape(run)).repeat(options.n, 1, 1, 1)
     with watched(options, out, options.n * options.settings.steps) as callback:
         images = upscale(run, image, callback=callback, **shared)
     save_results(out, images)

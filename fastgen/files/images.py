@@ -3,7 +3,8 @@
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -93,23 +94,41 @@ def free_name(path: Path) -> Path:
 
 def save_image(path: Path, image: Tensor) -> None:
     """Writes a uint8 image (C, H, W) as a PNG, pixel for pixel."""
-    write_whole(path, lambda file: _pil(image.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG"))
+    write_whole(path, lambda file: to_picture(image).save(file, format="PNG"))
 
 
 def read_image(argument: str, path: Path, shape: tuple[int, ...]) -> Tensor:
     """An image file as uint8 of shape (C, H, W), grey or coloured as C says. Raises ValueError that names the argument for a file
     that is missing, cannot be read, or holds an image of another size."""
     channels, height, width = shape
+    image = read_any_size(argument, path, channels)
+    size = f"{image.shape[2]}x{image.shape[1]}"
+    expect(argument, str(path), image.shape[1:] == (height, width), f"an image of {width}x{height} pixels, not {size}")
+    return image
+
+
+def read_any_size(argument: str, path: Path, channels: int) -> Tensor:
+    """An image file as uint8 (C, h, w), grey or coloured as C says. Raises ValueError as `opened` does."""
+    with opened(argument, path) as picture:
+        return torch.tensor(from_picture(picture, channels=channels))
+
+
+@contextmanager
+def opened(argument: str, path: Path) -> Iterator[Image.Image]:
+    """The picture in an image file, to be decoded in this context. Raises ValueError that names the argument for a file that is
+    missing or cannot be read."""
     expect(argument, str(path), not Path(path).is_fifo(), "an image file, not a pipe, which would be waited for")
     try:
-        with Image.open(path) as image:
-            array = from_picture(image, channels=channels)
+        with Image.open(path) as picture:
+            yield picture
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
         raise ValueError(f"{argument}: expected an image file, got {str(path)!r}: {reason}") from None
-    size = f"{array.shape[2]}x{array.shape[1]}"
-    expect(argument, str(path), array.shape[1:] == (height, width), f"an image of {width}x{height} pixels, not {size}")
-    return torch.tensor(array)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """A uint8 image (C, H, W), of 1 or 3 channels, as Pillow has it."""
+    return _pil(image.permute(1, 2, 0).cpu().numpy())
 
 
 def check_out(out: Path) -> None:

@@ -135,12 +135,13 @@ class Reading:
         return self._host.item()
 
 
-def attempt(what: str, do: Callable[[], object]) -> None:
-    """Calls do(), which training can do without: an error is said in a line, and goes no further."""
+def attempt(what: str, do: Callable[[], object]) -> object:
+    """do(), which training can do without: an error is said in a line, and goes no further; None is returned then."""
     try:
-        do()
+        return do()
     except Exception as error:
         print(f"no {what}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 def report_changes(step: int, changed: dict[str, tuple[Any, Any]], *, other_data: bool) -> None:

@@ -54,10 +54,12 @@ TIME_IS_UP = 1  # what a rank votes to stop for, besides signals, whose numbers 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: the steps that are done, and the signal that stopped it early, if one did."""
+    """How training ended: the steps that are done, the signal that stopped it early, if one did, and whether this process drew
+    loss.png, which needs matplotlib."""
 
     step: int
     signal: int | None
+    plotted: bool = False
 
 
 @joined()
@@ -230,9 +232,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
 
         if len(data.broken) > reported:  # some are met on the way
             report_broken(data)
-        if rank() == 0:
-            attempt("loss.png", lambda: plot_loss(out / "metrics.jsonl", out / "loss.png"))
-    return Outcome(step, stop if stop > TIME_IS_UP else None)
+        plotted = rank() == 0 and attempt("loss.png", lambda: plot_loss(out / "metrics.jsonl", out / "loss.png"))
+    return Outcome(step, stop if stop > TIME_IS_UP else None, bool(plotted))
 
 
 def train_step(

@@ -106,13 +106,16 @@ CASES = [
     says("image", "edit run"),
     says("image", "edit run nowhere.png"),
     says("image", "edit run text.png", lambda folder: files.text(folder / "text.png", "hello")),
-    says("image", "edit run large.png", lambda folder: files.picture(folder / "large.png", 9)),
+    says("fit", "edit run a.png --fit stretch", lambda folder: files.picture(folder / "a.png")),
+    says("hole", "inpaint run a.png a.png --hole grey", lambda folder: files.picture(folder / "a.png")),
+    says("mask", "inpaint run black.png wide.png --hole black", lambda folder: (files.black(folder / "black.png"), files.black(folder / "wide.png", 8, 16))),
+    says("mask", "inpaint run black.png black.png", lambda folder: files.black(folder / "black.png")),
     says("image", "edit run pipe.png", lambda folder: files.fifo(folder / "pipe.png")),
     *(says("strength", f"edit run a.png --strength {s}", lambda folder: files.picture(folder / "a.png")) for s in ("-0.1", "1.5", "nan", "x")),
-    says("An image of the same size", "inpaint run a.png", lambda folder: files.picture(folder / "a.png")),
+    says("MASK", "inpaint run a.png", lambda folder: files.picture(folder / "a.png")),
     says("mask", "inpaint run a.png nowhere.png", lambda folder: files.picture(folder / "a.png")),
     *(
-        says(option, f"inpaint run a.png a.png --{option} {value}", lambda folder: files.picture(folder / "a.png"))
+        says(option, f"inpaint run a.png a.png --hole black --{option} {value}", lambda folder: files.picture(folder / "a.png"))
         for option in ("resample", "jump")
         for value in ("0", "-1", "x")
     ),

@@ -39,6 +39,11 @@ def picture(path: Path, side: int = 8) -> Path:
     return path
 
 
+def black(path: Path, height: int = 8, width: int = 8) -> Path:
+    Image.new("L", (width, height)).save(path)
+    return path
+
+
 def header(path: Path, shape: str, kind: str = "|u1", length: int = 128) -> Path:
     """A .npy whose header promises a shape."""
     said = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()

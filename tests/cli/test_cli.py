@@ -156,7 +156,7 @@ def test_help_on_a_command_has_its_options_with_defaults(arguments, options, cap
         ("train digits --resume", "resume: expected the folder of a run, with its config.yaml, got 'runs/digits'"),
         ("train digits --config none.yaml", "config: cannot read none.yaml: No such file or directory"),
         ("train digits --config .", "config: cannot read .: it is no regular file"),
-        ("sample", "Missing from fastgen sample: PATH The folder of a training run."),
+        ("sample", "Missing from fastgen sample: RUN The folder of a training run."),
         ("sample x --lable 3", "Perhaps you meant: --label [INT [INT ...]]"),
         ("sample x --label seven", "Error parsing --label: Could not find valid parse for arguments: ['seven']"),
         ("sample x --n many", "Error parsing --n: invalid literal for int() with base 10: 'many'"),

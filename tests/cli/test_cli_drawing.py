@@ -8,6 +8,7 @@ from PIL import Image
 
 import fastgen
 from fastgen.applications import edit, inpaint
+from fastgen.cli import main
 from fastgen.config.schema import DiffusionConfig
 from fastgen.files.images import read_image, save_image
 from fastgen.training.train import train
@@ -16,17 +17,19 @@ from tests.helpers import tiny_runs
 
 @pytest.fixture(scope="module")
 def runs(tiny_run, tmp_path_factory):
-    """The runs labelled, vae, and upscaler from 4x4 to 8x8; image.png, other.png and mask.png of 8x8, small.png, large.png."""
+    """The runs labelled, vae, and upscaler from 4x4 to 8x8; image.png, other.png, mask.png of 8x8, small.png, wide.png, and
+    two more masks: aside.png for wide.png, black.png without a hole."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_run("labelled", folder / "labelled")
     tiny_run("vae", folder / "vae")
     condition = DiffusionConfig(condition="low_resolution", factor=2)
     train(dataclasses.replace(tiny_runs.LABELLED, diffusion=condition), folder / "upscaler")
-    for name, side in (("image", 8), ("other", 8), ("small", 4), ("large", 16)):
-        tiny_runs.picture(folder / f"{name}.png", side, side, seed=side)
-    mask = np.zeros((8, 8), np.uint8)
-    mask[:, :3] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
+    for name, width in (("image", 8), ("other", 8), ("small", 4), ("wide", 16)):
+        tiny_runs.picture(folder / f"{name}.png", min(width, 8), width, seed=width)
+    for name, width, hole in (("mask", 8, 3), ("aside", 16, 3), ("black", 8, 0)):
+        mask = np.zeros((8, width), np.uint8)
+        mask[:, :hole] = 255
+        Image.fromarray(mask).save(folder / f"{name}.png")
     tiny_runs.truncate(tiny_runs.picture(folder / "broken.png", 64, 64))
     (folder / "text.png").write_text("no picture")
     return folder
@@ -94,6 +97,22 @@ def test_upscaling(done, tmp_path):
     assert read(tmp_path / "out.png").shape == (1, 8, 8)
 
 
+def test_images_of_other_sizes_are_fitted_and_that_is_said(capsys, tmp_path):
+    middle, out = read("wide.png", (1, 8, 16))[:, :, 4:12], tmp_path / "out.png"
+    main(["edit", "labelled", "wide.png", "--strength", "0", "--out", str(out)])
+    said = "image: 'wide.png' of 16x8 pixels is cropped to the 8x8 in its middle and scaled to 8x8 (--fit crop)"
+    assert tuple(capsys.readouterr()) == (f"{out}\n", f"{said}\n")
+    assert (read(out) == middle).all()
+    hole = np.zeros((16, 32), np.uint8)  # in the image's proportions
+    hole[:, 16:] = 255
+    Image.fromarray(hole).save(tmp_path / "mask.png")
+    main(["inpaint", "labelled", "wide.png", str(tmp_path / "mask.png"), "--steps", "1", "--out", str(out), "--overwrite"])
+    assert f"mask: what is white in '{tmp_path}/mask.png' is the hole, 50% of the image\n" in capsys.readouterr().err
+    assert (read(out)[:, :, :4] == middle[:, :, :4]).all()
+    main(["upscale", "upscaler", "wide.png", "--fit", "pad", "--steps", "1", "--out", str(out), "--overwrite"])
+    assert "image: 'wide.png' of 16x8 pixels is scaled to 4x2 and padded with black to 4x4 (--fit pad)" in capsys.readouterr().err
+
+
 def test_interpolating(done, tmp_path):
     done("interpolate", "labelled", "image.png", "other.png", "--n", 4, "--steps", 3, "--out", tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as file:
@@ -123,6 +142,8 @@ def test_previews_lie_beside_the_output(done, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out-preview.png", "out.npz"]
     done("sample", "labelled", "--n", 4, "--steps", 5, "--out", tmp_path / "more.npz")
     assert not (tmp_path / "more-preview.png").exists()
+    lines = done("edit", "labelled", "image.png", "--steps", 5, "--preview-every", 1, "--out", tmp_path / "out.png")
+    assert lines == [str(tmp_path / "out-preview-1.png"), str(tmp_path / "out.png")]  # what is there is left alone
 
 
 def test_a_bar_counts_the_steps_of_images(monkeypatch, tmp_path):
@@ -157,8 +178,12 @@ def test_a_colour_image_becomes_grey_and_one_image_is_written_as_it_is(tmp_path)
         ("inpaint labelled . mask.png", "image: expected an image file, got '.': Is a directory"),
         ("inpaint labelled text.png mask.png", "image: expected an image file, got 'text.png': UnidentifiedImageError"),
         ("inpaint labelled broken.png mask.png", "image: expected an image file, got 'broken.png': "),
-        ("inpaint labelled large.png mask.png", "image: expected an image of 8x8 pixels, not 16x16, got 'large.png'"),
-        ("inpaint labelled image.png large.png", "mask: expected an image of 8x8 pixels, not 16x16, got 'large.png'"),
+        (
+            "inpaint labelled image.png wide.png",
+            "mask: expected the image's size of 8x8 pixels, or its proportions, in 'wide.png', got '16x8'",
+        ),
+        ("inpaint labelled image.png black.png", "mask: expected a hole, white pixels, in the image, got 'black.png'"),
+        ("inpaint labelled wide.png aside.png", "mask: expected a hole in what --fit crop leaves of the image, got 'aside.png'"),
         ("inpaint labelled image.png mask.png --resample 0", "resample: expected a whole number >= 1, got 0"),
         ("inpaint labelled image.png mask.png --n 0", "n: expected a whole number >= 1, got 0"),
         ("inpaint labelled image.png mask.png --label 10", "label: expected a class from 0 to 9, got 10"),
@@ -175,8 +200,6 @@ def test_a_colour_image_becomes_grey_and_one_image_is_written_as_it_is(tmp_path)
         ("edit labelled image.png --preview-every 0", "preview_every: expected a number >= 1, got 0"),
         ("edit labelled image.png --negative 3", "negative: expected none without a label, got 3"),
         ("upscale labelled small.png", "run: expected one trained with diffusion.condition low_resolution, got 'labelled'"),
-        ("upscale upscaler image.png", "image: expected an image of 4x4 pixels, not 8x8, got 'image.png'"),
-        ("interpolate labelled image.png small.png", "b: expected an image of 8x8 pixels, not 4x4, got 'small.png'"),
         ("interpolate labelled image.png other.png --n 1", "n: expected a whole number >= 2, got 1"),
         ("interpolate labelled image.png other.png --sampler ddpm", "sampler: expected ddim"),
         ("sample upscaler", "one without a condition, got one with diffusion.condition low_resolution"),
