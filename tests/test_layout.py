@@ -15,7 +15,7 @@ PACKAGES = {"fastgen": ROOT / "fastgen", "fastgen_kernels": ROOT / "kernels" / "
 
 # The rooms of fastgen/, from the ground up, and what each may import beside what all may: the ops, `errors`, and what lies at the
 # top of fastgen/. A room imports only rooms above it in this list.
-ALL = {"fastgen_kernels", "errors", "atomic", "functional", "noise_streams", "pixels", "device", "cuda_graph"}
+ALL = {"fastgen_kernels", "errors", "atomic", "functional", "noise_streams", "pixels", "device", "cuda_graph", "progress_bar"}
 ROOMS: dict[str, set[str]] = {
     "config": set(),
     "data": {"config"},

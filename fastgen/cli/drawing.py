@@ -136,15 +136,14 @@ def say(message: str) -> None:
 @contextmanager
 def watched(options: DrawingOptions, out: Path, total: int) -> Iterator[Callable[[int, "Tensor", "Tensor"], None]]:
     """The callback of a sampler that shows a progress bar over `total` steps of single images, and writes previews."""
-    from tqdm import tqdm
-
     from fastgen.files.images import free_name, save_grid
     from fastgen.pixels import signed_to_uint8
+    from fastgen.progress_bar import progress_bar
 
     preview, every = out.with_name(f"{out.stem}-preview.png"), options.preview_every
     if not options.overwrite:
         preview = free_name(preview)
-    with tqdm(total=total, unit="step", disable=None) as bar:
+    with progress_bar(total) as bar:
 
         def callback(i: int, x: "Tensor", x0_hat: "Tensor") -> None:
             bar.update(len(x))

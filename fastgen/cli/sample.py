@@ -78,7 +78,9 @@ def _write_all(options: SampleOptions, run: "Run", out: Path, shared: Drawing) -
 
     shown = nullcontext() if options.cuda_graph else watched(options, out, max(n - kept, 0) * options.settings.steps)
     with shown as callback:
-        batches = run.sample_in_batches(n - kept, first=first + kept, cuda_graph=options.cuda_graph, callback=callback, **shared)
+        batches = run.sample_in_batches(
+            n - kept, first=first + kept, cuda_graph=options.cuda_graph, callback=callback, progress=False, **shared
+        )
         for x, label in batches if kept < n else ():
             if in_folder:
                 save_images(out, x, label, first=first + kept, notes=[note(kept + i) for i in range(len(x))])

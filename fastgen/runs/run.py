@@ -1,5 +1,7 @@
 """A run: the folder that training leaves, and the trained model in it."""
 
+import base64
+import html
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
 from fastgen.models.build import MODELS, describe_diffusion, make_diffusion, make_model, model_arguments
 from fastgen.pixels import signed_to_uint8, unit_to_uint8
+from fastgen.progress_bar import progress_bar
 from fastgen.runs import checkpoint
 from fastgen_kernels.messages import shown
 
@@ -45,6 +48,22 @@ class Run:
     device: torch.device
     values: Values | None = None
 
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        kind = "images" if self.values is None else "values"
+        classes = "" if self.classes is None else f" in {len(self.classes)} classes"
+        return (
+            f"Run({str(self.path)!r}: {type(self.model).__name__} of {parameters:,} parameters at step {self.step:,}, "
+            f"{kind} of {'x'.join(map(str, self.shape))}{classes}, {self.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook: its last picture of samples, up to its step, below its repr."""
+        pictures = sorted((self.path / "samples").glob("*.png"))
+        upto = [path for path in pictures if path.stem.isdigit() and int(path.stem) <= self.step]
+        source = f"data:image/png;base64,{base64.b64encode(upto[-1].read_bytes()).decode()}" if upto else ""
+        return f"<code>{html.escape(repr(self))}</code>" + (f'<br><img src="{source}">' if upto else "")
+
     @torch.no_grad()
     def sample(
         self,
@@ -56,6 +75,7 @@ class Run:
         guide: "Run | None" = None,
         cuda_graph: bool = False,
         callback: Callback | None = None,
+        progress: bool | None = None,
         settings: Sampling | None = None,
         **options: Unpack[SamplingOptions],
     ) -> tuple[Tensor, Tensor | None]:
@@ -65,7 +85,8 @@ class Run:
         label: one class for all, or a list that is repeated; by default every class in turn. first: the first image's number:
         image i depends on the seed and i, not on n, first or batch_size, which is halved where memory does not suffice. guide: a
         weaker run for autoguidance, in place of the unconditional model. cuda_graph: the work of a batch is recorded once and
-        replayed. callback(i, x, x0_hat): after step i of a batch. settings, and over them options, which are the fields of
+        replayed. callback(i, x, x0_hat): after step i of a batch. progress: whether a bar counts the steps of single samples;
+        None: on a terminal and in a notebook, after a second. settings, and over them options, which are the fields of
         `Sampling`: guidance, steps, sampler, seed, and so on. Raises ValueError for what the model cannot do, TypeError for an
         option that there is not, FloatingPointError where the network's output is not finite.
         """
@@ -77,6 +98,7 @@ class Run:
             guide=guide,
             cuda_graph=cuda_graph,
             callback=callback,
+            progress=progress,
             settings=settings,
             **options,
         )
@@ -94,6 +116,7 @@ class Run:
         guide: "Run | None" = None,
         cuda_graph: bool = False,
         callback: Callback | None = None,
+        progress: bool | None = None,
         settings: Sampling | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -109,6 +132,13 @@ class Run:
             lookup("times", chosen.times, TIME_GRIDS)
             expect("guidance", chosen.guidance, chosen.guidance == 1, "1, since the model has no classes")
 
+        by_step = self.diffusion is not None and not cuda_graph
+
+        def seen(i: int, x: Tensor, x0_hat: Tensor) -> None:
+            bar.update(len(x))
+            if callback is not None:
+                callback(i, x, x0_hat)
+
         def draw(key: Tensor, label: Tensor | None) -> Tensor:
             if isinstance(self.model, VariationalAutoencoder):
                 decoded = self.model.sample(len(key), key=key)
@@ -116,19 +146,23 @@ class Run:
                     raise FloatingPointError("model: expected finite numbers, got NaN or infinity in the decoded images")
                 return unit_to_uint8(decoded).view(-1, *self.shape)
             shape = self.shape if self.values is None else self.values.network_shape
+            shown = callback if bar.disable or cuda_graph else seen
             with self.autocast():
-                x0 = generate(self.denoiser(label, chosen, guide=guide), shape, key, chosen, callback)
+                x0 = generate(self.denoiser(label, chosen, guide=guide), shape, key, chosen, shown)
             return x0.float() if self.values is not None else signed_to_uint8(x0)
 
         labels = sample_labels(n, self.num_classes, label, first)
         key = noise_key(chosen.seed, samples=range(first, first + n), device=self.device)
         on_device = None if labels is None else labels.to(self.device)
         start = 0
-        for drawn in batch_by_batch(Graphed(draw) if cuda_graph else draw, batch_size, key, on_device):
-            end = start + len(drawn)
-            own = drawn if self.values is None else self.values.from_network(drawn)
-            yield own, None if labels is None else labels[start:end]
-            start = end
+        unit, steps = ("step", chosen.steps) if by_step else ("sample", 1)
+        with progress_bar(n * steps, unit=unit, shown=progress, delay=1) as bar:
+            for drawn in batch_by_batch(Graphed(draw) if cuda_graph else draw, batch_size, key, on_device):
+                end = start + len(drawn)
+                bar.update(0 if by_step else len(drawn))
+                own = drawn if self.values is None else self.values.from_network(drawn)
+                yield own, None if labels is None else labels[start:end]
+                start = end
 
     def denoiser(
         self,

@@ -74,7 +74,7 @@ def save_samples(path: Path, run: Run) -> None:
     """A picture of samples, of the same noise every time: a column for each class where there are at most 16, else 8 by 8."""
     columns = run.num_classes if run.num_classes is not None and run.num_classes <= 16 else COLUMNS
     n, guidance = COLUMNS * columns, GUIDANCE if run.knows_null_label else 1.0
-    images, _ = run.sample(n, batch_size=n, guidance=guidance)
+    images, _ = run.sample(n, batch_size=n, guidance=guidance, progress=False)
     save_grid(path, images, columns)
 
 
@@ -84,7 +84,7 @@ def save_values_drawn(path: Path, run: Run, data: SampleDataset) -> None:
     assert run.values is not None
     n = min(len(data), TABLE_ROWS if len(run.shape) == 1 else SIGNALS)
     real, labels = next(data.batches(n, device=run.device, workers=0))
-    drawn, _ = run.sample(n, label=None if labels is None else labels.tolist(), batch_size=n)
+    drawn, _ = run.sample(n, label=None if labels is None else labels.tolist(), batch_size=n, progress=False)
     plot_values(path, real.cpu(), run.values.to_network(drawn), None if labels is None else labels.cpu())
 
 

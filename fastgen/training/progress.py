@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastgen.config.schema import TrainConfig
+from fastgen.progress_bar import progress_bar
 from fastgen.training.metrics_log import MetricsLog, open_writer
 from fastgen.training.ranks import mean, rank
 
@@ -30,7 +30,7 @@ class Progress:
         self._out, self._config = out, config
         self._log = MetricsLog(out / "metrics.jsonl", step) if writes else None
         self._writer = open_writer(config, out, step) if writes else None
-        self.bar = tqdm(total=config.steps, initial=step, unit="step", disable=None if writes else True)
+        self.bar = progress_bar(config.steps, initial=step, shown=None if writes else False)
         self.coming: tuple[Reading, int, dict[str, Any]] | None = None
         self._since = time.monotonic()
 

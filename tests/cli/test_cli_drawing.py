@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 import fastgen
+from fastgen import progress_bar
 from fastgen.applications import edit, inpaint
 from fastgen.cli import main
 from fastgen.config.schema import DiffusionConfig
@@ -147,15 +149,15 @@ def test_previews_lie_beside_the_output(done, tmp_path):
 
 
 def test_a_bar_counts_the_steps_of_images(monkeypatch, tmp_path):
-    import tqdm
-
     from fastgen.cli.drawing import DrawingOptions, watched
 
     bars = []
-    monkeypatch.setattr(tqdm, "tqdm", lambda *a, **k: bars.append(tqdm.std.tqdm(*a, **k | {"disable": False})) or bars[-1])
+    monkeypatch.setattr(progress_bar, "tqdm", lambda **k: bars.append(tqdm(**k | {"disable": False})) or bars[-1])
     with watched(DrawingOptions(run=tmp_path), tmp_path / "out.png", 20 * 3) as callback:
-        fastgen.load("labelled").sample(20, steps=3, batch_size=8, callback=callback)
-    assert (bars[0].n, bars[0].total) == (60, 60)
+        fastgen.load("labelled").sample(20, steps=3, batch_size=8, callback=callback, progress=False)
+    fastgen.load("labelled").sample(20, steps=3, batch_size=8)
+    fastgen.load("vae").sample(20, batch_size=8)
+    assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(60, 60, "step")] * 3 + [(20, 20, "sample")]
 
 
 def test_a_colour_image_becomes_grey_and_one_image_is_written_as_it_is(tmp_path):

@@ -1,5 +1,6 @@
 """A trained run in Python: what load gives, what Run.sample draws, and what both refuse."""
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -67,6 +68,18 @@ def test_the_weights_of_an_earlier_step(folder, labelled):
     earlier = fastgen.load(str(folder), step=6, device="cpu")
     assert earlier.step == 6
     assert not torch.equal(earlier.model.stem.weight, labelled.model.stem.weight)
+
+
+def test_a_run_shows_itself_in_a_line_and_in_notebooks_with_its_samples(folder, labelled, vae):
+    parameters = sum(p.numel() for p in labelled.model.parameters())
+    line = f"UNet of {parameters:,} parameters at step 12, images of 1x8x8 in 10 classes, cpu)"
+    assert repr(labelled) == f"Run('{folder}': {line}"
+    picture = base64.b64encode((folder / "samples" / "00000012.png").read_bytes()).decode()
+    assert line in labelled._repr_html_()
+    assert f'<img src="data:image/png;base64,{picture}">' in labelled._repr_html_()
+    assert "-reconstructed" in str(sorted((vae.path / "samples").iterdir()))
+    assert vae._repr_html_().count("<img") == 1
+    assert "<img" not in fastgen.load(folder, step=6)._repr_html_()
 
 
 def test_a_vae_run(vae):
