@@ -1,15 +1,15 @@
 """What the applications share: checks of images, and going through them batch by batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fastgen.errors import expect
 from fastgen.functional import noise_key
-from fastgen.runs.run import Run, in_batches, sample_labels
+from fastgen.runs.run import Label, Run, in_batches, sample_labels
 
-Label = int | Sequence[int] | None
+__all__ = ["Label", "check_images", "draw_each", "expect_run_of_images"]
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def draw_each(run: Run, draw: Callable[..., Tensor], label: Label, seed: int, ba
 
     Raises ValueError for a label that the model does not have and a batch_size below 1."""
     n = len(each[0])
-    labels = None if label is None else sample_labels(n, run.num_classes, label)
+    labels = None if label is None else sample_labels(n, run.num_classes, label, classes=run.classes)
     key = noise_key(seed, samples=n, device=run.device)
 
     def draw_batch(*rows: Tensor | None) -> Tensor:

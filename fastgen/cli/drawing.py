@@ -1,9 +1,9 @@
 """What the commands that draw share: options, opening the run, progress and previews, writing the results."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
@@ -25,8 +25,8 @@ class DrawingOptions:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a training run."""
-    label: tuple[int, ...] = ()
-    """Classes, one for all or several in turn."""
+    label: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS [CLASS ...]")] = ()
+    """Classes by name or number, one for all or several in turn."""
     settings: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     guide: Path | None = None
     """A weaker run for autoguidance, in place of the unconditional model."""
@@ -74,7 +74,7 @@ class ImageOptions(FittingOptions):
 class Drawing(TypedDict):
     """Arguments that `Run.sample` and the applications share."""
 
-    label: tuple[int, ...] | None
+    label: Sequence[int | str] | None
     guide: "Run | None"
     batch_size: int
     settings: Sampling
@@ -105,8 +105,22 @@ def open_run(options: DrawingOptions, name: str, *, of_values: bool = False) -> 
         if not of_values:  # sample adds to a folder
             taken = [path for path in out.glob("*.png") if images.number_of(path) is not None]
             expect("out", str(out), not taken, "a folder without numbered images, or --overwrite")
-    label = options.label or None
-    return run, out, {"label": label, "guide": guide, "batch_size": options.batch_size, "settings": options.settings}
+    label = None if not options.label else [_class(run, "label", one) for one in options.label]
+    negative = None if options.settings.negative is None else _class(run, "negative", options.settings.negative)
+    settings = replace(options.settings, negative=negative)
+    return run, out, {"label": label, "guide": guide, "batch_size": options.batch_size, "settings": settings}
+
+
+def _class(run: "Run", argument: str, given: str | int) -> str | int:
+    """The number of a class, and what was given where the run has none; says which class a number names that is another's."""
+    from fastgen.runs.run import class_number
+
+    if run.num_classes is None:
+        return given
+    number = class_number(argument, given, run.num_classes, run.classes)
+    if str(given).isdecimal() and int(given) != number:
+        say(f"{argument}: {given} is the class of that name, number {number}")
+    return number
 
 
 def read_fitted(options: FittingOptions, argument: str, path: Path, shape: tuple[int, ...]) -> "Tensor":

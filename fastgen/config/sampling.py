@@ -37,8 +37,8 @@ class Guidance:
 class Sampling(Guidance):
     """How a run is drawn from. Raises ValueError for numbers out of range."""
 
-    negative: int | None = None
-    """The negative class of classifier-free guidance; the unconditional model when not given."""
+    negative: str | int | None = None
+    """The negative class of classifier-free guidance, by name or number; the unconditional model when not given."""
     steps: int = 25
     """Steps of the sampler."""
     sampler: SamplerName = "euler"
@@ -63,7 +63,7 @@ class SamplingOptions(TypedDict, total=False):
     guidance: float
     interval: tuple[float, float]
     rescale: float
-    negative: int | None
+    negative: str | int | None
     steps: int
     sampler: SamplerName
     times: TimeGridName

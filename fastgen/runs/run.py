@@ -1,9 +1,12 @@
 """A run: the folder that training leaves, and the trained model in it."""
 
 import base64
+import difflib
 import html
+import operator
+import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +32,9 @@ from fastgen.models.build import MODELS, describe_diffusion, make_diffusion, mak
 from fastgen.pixels import signed_to_uint8, unit_to_uint8
 from fastgen.progress_bar import progress_bar
 from fastgen.runs import checkpoint
-from fastgen_kernels.messages import shown
+from fastgen_kernels.messages import printable, shown
+
+Label = int | str | Sequence[int | str] | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Run:
         self,
         n: int = 64,
         *,
-        label: int | Sequence[int] | None = None,
+        label: Label = None,
         first: int = 0,
         batch_size: int = 64,
         guide: "Run | None" = None,
@@ -82,13 +87,13 @@ class Run:
         """n images, uint8 (n, C, H, W) on the CPU, or values in their own units, fp32 (n, *shape), and their labels, int64 (n,)
         or None.
 
-        label: one class for all, or a list that is repeated; by default every class in turn. first: the first image's number:
-        image i depends on the seed and i, not on n, first or batch_size, which is halved where memory does not suffice. guide: a
-        weaker run for autoguidance, in place of the unconditional model. cuda_graph: the work of a batch is recorded once and
-        replayed. callback(i, x, x0_hat): after step i of a batch. progress: whether a bar counts the steps of single samples;
-        None: on a terminal and in a notebook, after a second. settings, and over them options, which are the fields of
-        `Sampling`: guidance, steps, sampler, seed, and so on. Raises ValueError for what the model cannot do, TypeError for an
-        option that there is not, FloatingPointError where the network's output is not finite.
+        label: one class for all, by number or name, or a list that is repeated; by default every class in turn. first: the first
+        image's number: image i depends on the seed and i, not on n, first or batch_size, which is halved where memory does not
+        suffice. guide: a weaker run for autoguidance, in place of the unconditional model. cuda_graph: the work of a batch is
+        recorded once and replayed. callback(i, x, x0_hat): after step i of a batch. progress: whether a bar counts the steps of
+        single samples; None: on a terminal and in a notebook, after a second. settings, and over them options, which are the
+        fields of `Sampling`: guidance, steps, sampler, seed, and so on. Raises ValueError for what the model cannot do, TypeError
+        for an option that there is not, FloatingPointError where the network's output is not finite.
         """
         batches = self.sample_in_batches(
             n,
@@ -110,7 +115,7 @@ class Run:
         self,
         n: int,
         *,
-        label: int | Sequence[int] | None = None,
+        label: Label = None,
         first: int = 0,
         batch_size: int = 64,
         guide: "Run | None" = None,
@@ -151,7 +156,7 @@ class Run:
                 x0 = generate(self.denoiser(label, chosen, guide=guide), shape, key, chosen, shown)
             return x0.float() if self.values is not None else signed_to_uint8(x0)
 
-        labels = sample_labels(n, self.num_classes, label, first)
+        labels = sample_labels(n, self.num_classes, label, first, self.classes)
         key = noise_key(chosen.seed, samples=range(first, first + n), device=self.device)
         on_device = None if labels is None else labels.to(self.device)
         start = 0
@@ -195,9 +200,8 @@ class Run:
         if settings.negative is not None:
             if label is None:
                 raise ValueError(f"negative: expected none without a label, got {settings.negative}")
-            last = (self.num_classes or 0) - 1
-            expect("negative", settings.negative, 0 <= settings.negative <= last, f"a class from 0 to {last}")
-            negative = torch.full_like(label, settings.negative)
+            number = class_number("negative", settings.negative, self.num_classes or 0, self.classes)
+            negative = torch.full_like(label, number)
         against_null = label is not None and guide is None and negative is None
         if against_null and null_label(self.model) is not None and not self.knows_null_label:
             expected = "1, or a negative class, or a guide: the run was trained with label_dropout 0, never without a label"
@@ -234,19 +238,38 @@ class Run:
         return getattr(self.model, "num_classes", None)
 
 
-def sample_labels(n: int, num_classes: int | None, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
+def sample_labels(
+    n: int, num_classes: int | None, label: Label = None, first: int = 0, classes: Sequence[str] | None = None
+) -> Tensor | None:
     """The labels of samples number `first` onward, int64 (n,): `label` for all, or a list in turn, by default every class in
-    turn; None for a model without classes. Raises ValueError for a label that the model does not have."""
+    turn; None for a model without classes. classes: their names, which `label` may give. Raises ValueError for a label that the
+    model does not have."""
     if num_classes is None:
         if label is not None:
-            raise ValueError(f"label: expected none, since the model has no classes, got {label}")
+            raise ValueError(f"label: expected none, since the model has no classes, got {shown(label)}")
         return None
-    wanted = range(num_classes) if label is None else [label] if isinstance(label, int) else list(label)
-    expect("label", label, len(wanted) > 0, "at least one class")
-    for value in wanted:
-        if not 0 <= value < num_classes:
-            raise ValueError(f"label: expected a class from 0 to {num_classes - 1}, got {value}")
+    each = list(label) if isinstance(label, Iterable) and not isinstance(label, str) else [label]
+    expect("label", label, len(each) > 0, "at least one class")
+    wanted = range(num_classes) if label is None else [class_number("label", one, num_classes, classes) for one in each]
     return torch.tensor([wanted[i % len(wanted)] for i in range(first, first + n)])
+
+
+def class_number(argument: str, given: object, num_classes: int, classes: Sequence[str] | None = None) -> int:
+    """The number of a class that is given by its name, or by its number, also as text. Raises ValueError, with the names that are
+    nearest, for one that there is not."""
+    expected = f"a class from 0 to {num_classes - 1}"
+    if isinstance(given, str):
+        if given in (classes or ()):
+            return list(classes or ()).index(given)
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", given):
+            near = difflib.get_close_matches(given[:64], classes or (), n=5, cutoff=0)
+            names = f" or its name, such as {', '.join(map(printable, near))}" if near else ""
+            expect(argument, given, False, expected + names)
+        given = int(given)
+    elif isinstance(given, Tensor) and given.dim() == 0:
+        given = given.item()
+    expect(argument, given, is_whole(given, 0, num_classes - 1), expected)
+    return operator.index(given)  # type: ignore[arg-type]
 
 
 def in_batches(draw: Callable[..., Tensor], size: int, *each: Tensor | None) -> Tensor:

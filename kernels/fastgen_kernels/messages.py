@@ -30,7 +30,13 @@ class _Repr(reprlib.Repr):
 _REPR = _Repr()
 
 
+def printable(text: object) -> str:
+    """A text or a path with its characters that are not printable, such as those that steer a terminal, as Python escapes them:
+    for names of files and classes, which are others'."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 def shown(value: object) -> str:
     """A value's repr for a message: one line of printable characters, cut to a readable length."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(_REPR.repr(value).split()))
+    text = printable(" ".join(_REPR.repr(value).split()))
     return text if len(text) <= LENGTH else f"{text[:LENGTH]}..."

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import fastgen
+from fastgen.applications import edit
 from fastgen.config.files import load_yaml
 from fastgen.config.sampling import Sampling, SamplingOptions
 from fastgen.config.schema import ConvVAEConfig, DiffusionConfig, TrainConfig, UNetConfig, VAEConfig
 from fastgen.data import open_dataset, open_held_out
 from fastgen.models.build import make_model
 from fastgen.runs import checkpoint
-from fastgen.runs.run import describe, find_checkpoint
+from fastgen.runs.run import describe, find_checkpoint, sample_labels
 from fastgen.training.train import train
 from tests.helpers import tiny_runs
 
@@ -116,6 +117,38 @@ def test_labels_are_taken_in_turn(labelled, label, expected):
     assert (labels.tolist(), labels.dtype) == (expected, torch.int64)
 
 
+NAMES = ["5", "7", "dog", "hot dog", "cat\x1b[31m"]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("dog", [2, 2, 2]),
+        (["hot dog", 0, "4", torch.tensor(1)], [3, 0, 4]),
+        ("7", [1, 1, 1]),  # a name comes before a number
+        (7, "label: expected a class from 0 to 4, got 7"),
+        ("8", "label: expected a class from 0 to 4, got 8"),
+        ("Dog", r"label: expected a class from 0 to 4 or its name, such as dog, hot dog, cat\\x1b\[31m, 7, 5, got 'Dog'"),
+        ("d" * 10**6, "label: expected a class from 0 to 4 or its name, such as dog, .* of 1000000 characters"),
+    ],
+)
+def test_classes_go_by_their_names(label, expected):
+    if isinstance(expected, list):
+        assert sample_labels(3, 5, label, classes=NAMES).tolist() == expected
+    else:
+        with pytest.raises(ValueError, match=f"^{expected}$"):
+            sample_labels(3, 5, label, classes=NAMES)
+
+
+def test_a_run_draws_by_the_names_of_its_classes(labelled):
+    named = dataclasses.replace(labelled, classes=[*"abcdefghij"])
+    settings = {"steps": 2, "guidance": 2.0}
+    ours, labels = named.sample(2, label=["d", "a"], negative="c", **settings)
+    assert labels.tolist() == [3, 0]
+    assert torch.equal(ours, labelled.sample(2, label=[3, 0], negative=2, **settings)[0])
+    assert torch.equal(edit(named, ours, 0.5, label="d", **settings), edit(labelled, ours, 0.5, label=3, **settings))
+
+
 @pytest.mark.parametrize("sampler", ["euler", "ddim", "ddpm"])
 @pytest.mark.parametrize("kind", ["labelled", "vae", "unlabelled"])
 def test_an_image_depends_on_the_seed_and_its_number_alone(kind, sampler, request):
@@ -192,6 +225,8 @@ def test_what_no_model_can_draw_is_named(kind, arguments, message, request):
         (-1, "label: expected a class from 0 to 9, got -1"),
         ([0, 1, 99], "label: expected a class from 0 to 9, got 99"),
         ([], r"label: expected at least one class, got \[\]"),
+        ([0.5], "label: expected a class from 0 to 9, got 0.5"),
+        ("12", "label: expected a class from 0 to 9, got 12"),
     ],
 )
 def test_a_label_that_the_model_does_not_have_is_named(labelled, label, message):
