@@ -12,6 +12,7 @@ from fastgen_kernels.blocks_triton import cover, noise, offsets, splits
 from fastgen_kernels.element_losses_triton import element_loss, slope, times_weight
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like
 from fastgen_kernels.noise_triton import load_key
+from fastgen_kernels.recording import launch
 from fastgen_kernels.targets_triton import as_signal, make_target
 
 
@@ -96,7 +97,8 @@ def forward(
     loss = pred.new_empty((n, parts), dtype=compute)
     grid = triton.cdiv(n, constants["SAMPLES"]), parts
     with torch.cuda.device_of(pred):
-        forward_kernel[grid](**arguments, loss_ptr=loss, SPAN=triton.cdiv(tiles, parts) * constants["BLOCKS"], **constants)
+        span = triton.cdiv(tiles, parts) * constants["BLOCKS"]
+        launch(forward_kernel, grid, **arguments, loss_ptr=loss, SPAN=span, **constants)
     return loss.sum(1) if parts > 1 else loss[:, 0]
 
 
@@ -111,7 +113,7 @@ def backward(
     arguments, constants, tiles = plan(pred, x0, alpha, sigma, key, weight, target, kind)
     grid = (triton.cdiv(len(pred), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(pred):
-        backward_kernel[grid](
+        launch(backward_kernel, grid,
             **arguments, dloss_ptr=dloss, dloss_stride=dloss.stride(0), dpred_ptr=dpred, dpred_strides=as_ncs(dpred).stride(),
             **constants,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from fastgen_kernels.blocks_triton import splits
 from fastgen_kernels.element_losses_triton import element_loss, slope, times_weight
 from fastgen_kernels.elements_triton import element_tile, offset_of
 from fastgen_kernels.layout import as_ncs, channels_last, compute_dtype, empty_like
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -73,7 +74,7 @@ def forward(pred: Tensor, target: Tensor, weight: Tensor | None, kind: str) -> T
     loss = pred.new_empty((n, parts), dtype=compute)
     grid = triton.cdiv(n, constants["SAMPLES"]), parts
     with torch.cuda.device_of(pred):
-        forward_kernel[grid](
+        launch(forward_kernel, grid,
             **arguments, loss_ptr=loss, SPAN=triton.cdiv(tiles, parts) * constants["BLOCK"], **constants,
             num_warps=8 if constants["SAMPLES"] == 1 else 4,  # with 4, the largest tile of unaligned elements spills
         )  # fmt: skip
@@ -88,7 +89,7 @@ def backward(dloss: Tensor, pred: Tensor, target: Tensor, weight: Tensor | None,
     arguments, constants, tiles = plan(pred, target, weight, kind, dloss.dtype)
     grid = (triton.cdiv(len(pred), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(pred):
-        backward_kernel[grid](**arguments, dloss_ptr=dloss, dloss_stride=dloss.stride(0), dpred_ptr=dpred, **constants)
+        launch(backward_kernel, grid, **arguments, dloss_ptr=dloss, dloss_stride=dloss.stride(0), dpred_ptr=dpred, **constants)
     return dpred
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 _SWITCH = os.environ.get("FASTGEN_KERNELS", "on")
 if _SWITCH not in ("on", "off"):
@@ -20,6 +21,7 @@ if _SWITCH not in ("on", "off"):
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # when triton reads it: before it is imported
 _enabled = _SWITCH == "on"
+_repeated_on_cpu = False
 
 
 def use_triton(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
@@ -51,6 +53,30 @@ def disabled() -> Iterator[None]:
         yield
     finally:
         _enabled = before
+
+
+def repeats(x: object) -> bool:
+    """Whether a call of an op on x may be repeated from a recording: on a GPU, where nothing looks at what is computed."""
+    return (
+        (type(x) is Tensor or type(x) is Parameter)
+        and (x.is_cuda or _repeated_on_cpu)  # type: ignore[attr-defined]
+        and _enabled
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_tracing()
+    )
+
+
+@contextmanager
+def repeated_on_cpu() -> Iterator[None]:
+    """Calls on CPU tensors are repeated too, where a driver without a device, or the interpreter, stands for a GPU."""
+    global _repeated_on_cpu
+    before, _repeated_on_cpu = _repeated_on_cpu, True
+    try:
+        yield
+    finally:
+        _repeated_on_cpu = before
 
 
 @contextmanager

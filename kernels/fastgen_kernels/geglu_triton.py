@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
 from fastgen_kernels.layout import as_rows, compute_dtype
+from fastgen_kernels.recording import launch
 
 BLOCK = 2048  # elements of a program
 
@@ -60,7 +61,7 @@ def forward(x: Tensor) -> Tensor:
         return y
     grid, arguments = plan(x)
     with torch.cuda.device_of(x):
-        forward_kernel[grid](y_ptr=y, **arguments)
+        launch(forward_kernel, grid, y_ptr=y, **arguments)
     return y
 
 
@@ -71,7 +72,7 @@ def backward(dy: Tensor, x: Tensor) -> Tensor:
         return dx
     grid, arguments = plan(x)
     with torch.cuda.device_of(x):
-        backward_kernel[grid](dy_ptr=dy.contiguous(), dx_ptr=dx, **arguments)
+        launch(backward_kernel, grid, dy_ptr=dy.contiguous(), dx_ptr=dx, **arguments)
     return dx
 
 

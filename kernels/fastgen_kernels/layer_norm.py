@@ -17,7 +17,7 @@ from torch import Tensor
 from fastgen_kernels.checks import check_device, check_float, check_number, check_optional_float, check_shape
 from fastgen_kernels.dispatch import use_triton
 from fastgen_kernels.layout import autocasts, compute_dtype
-from fastgen_kernels.library import beside_input, define
+from fastgen_kernels.library import BesideInput, define
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -32,6 +32,8 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Raises TypeError for other types and dtypes, ValueError for shapes, devices or an eps that do not fit.
     """
+    if (outputs := _layer_norm.repeat(x, None, weight, bias, eps)) is not None:
+        return outputs[0]
     _check(x, weight, bias, eps)
     if use_triton(x) and _fits_registers(x.shape[-1]):
         return _layer_norm(x, None, weight, bias, eps)[0]
@@ -50,14 +52,15 @@ def add_layer_norm(
 
     Raises TypeError and ValueError as layer_norm does, and ValueError for a residual of another shape or device.
     """
+    op = _layer_norm_beside_x if residual is None else _layer_norm
+    if (outputs := op.repeat(x, residual, weight, bias, eps)) is not None:
+        return outputs[:2]
     _check(x, weight, bias, eps)
     check_optional_float(residual=residual)
     check_shape(x.shape, "of x", residual=residual)
     check_device(x.device, "of x", residual=residual)
     if use_triton(x) and _fits_registers(x.shape[-1]):
-        if residual is None:
-            return _layer_norm_beside_x(x, None, weight, bias, eps)
-        return _layer_norm(x, residual, weight, bias, eps)[:2]
+        return op(x, residual, weight, bias, eps)[:2]
     return add_layer_norm_reference(x, residual, weight, bias, eps)
 
 
@@ -136,7 +139,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     of_x, of_residual, of_weight, of_bias = ctx.dtypes
-    needs_x, needs_residual, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    needs_x, needs_residual, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     x, *saved = ctx.saved_tensors
     if dtotal is not None and dtotal.shape != x.shape:
         dtotal = None  # of no elements, where there is no sum
@@ -162,5 +165,6 @@ _layer_norm = define(
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,
+    kept=1,
 )
-_layer_norm_beside_x = beside_input(_layer_norm, _setup_context, _gradients)
+_layer_norm_beside_x = BesideInput(_layer_norm, _setup_context, _gradients, kept=1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, reciprocal_deviation, remaining, rounded
 from fastgen_kernels.dispatch import processors
 from fastgen_kernels.layout import as_rows, compute_dtype
+from fastgen_kernels.recording import launch
 
 FORWARD, BACKWARD = 8192, 4096  # elements of a tile that 8 warps hold without spills
 PROGRAMS = 2  # that a processor runs at once
@@ -138,7 +139,7 @@ def forward(
         return y, total, statistics
     programs, arguments = plan(FORWARD, x=x, residual=residual)
     with torch.cuda.device_of(x):
-        forward_kernel[(programs,)](
+        launch(forward_kernel, (programs,),
             **arguments, weight_ptr=None if weight is None else weight.contiguous(),
             bias_ptr=None if bias is None else bias.contiguous(), y_ptr=y, total_ptr=None if residual is None else total,
             statistics_ptr=statistics, eps=eps,
@@ -160,12 +161,12 @@ def backward(
     summed = of_weight is not None or of_bias is not None
     partial = statistics.new_empty((2, programs, c)) if summed else None
     with torch.cuda.device_of(x):
-        backward_kernel[(programs,)](
+        launch(backward_kernel, (programs,),
             **arguments, weight_ptr=None if weight is None else weight.contiguous(), statistics_ptr=statistics,
             dx_ptr=None if of_x is None else dx, partial_ptr=partial,
         )  # fmt: skip
         if summed:
-            parameters_kernel[(triton.cdiv(c, COLUMNS),)](
+            launch(parameters_kernel, (triton.cdiv(c, COLUMNS),),
                 partial, None if of_weight is None else dweight, None if of_bias is None else dbias, programs, c,
                 COMPUTE=arguments["COMPUTE"], ROWS=SUMMED, COLUMNS=COLUMNS,
             )  # fmt: skip

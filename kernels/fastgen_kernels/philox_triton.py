@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastgen_kernels.blocks_triton import tile
 from fastgen_kernels.noise_triton import load_key, normals
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -50,7 +51,7 @@ def philox(shape: Sequence[int], key: Tensor, dtype: torch.dtype, normal: bool) 
     q = triton.cdiv(e, 4)
     samples, blocks = tile(q)
     with torch.cuda.device_of(key):
-        philox_kernel[(triton.cdiv(n, samples) * triton.cdiv(q, blocks),)](
+        launch(philox_kernel, (triton.cdiv(n, samples) * triton.cdiv(q, blocks),),
             out, key.contiguous(), n, e, q, NORMAL=normal, SAMPLES=samples, BLOCKS=blocks
         )
     return out

@@ -12,6 +12,7 @@ from fastgen_kernels.blocks_triton import cover, noise, offsets
 from fastgen_kernels.elements_triton import elements, elementwise_launch
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like, in_memory_order, like
 from fastgen_kernels.noise_triton import load_key
+from fastgen_kernels.recording import launch
 from fastgen_kernels.targets_triton import as_signal, make_target
 
 
@@ -96,9 +97,9 @@ def forward(
     sizes, constants, tiles = cover(out, clean)
     grid = (triton.cdiv(len(x0), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(x0):
-        forward_kernel[grid](
+        launch(forward_kernel, grid,
             clean, clean.stride(), alpha, alpha.stride(0), sigma, sigma.stride(0), None if eps is None else like(eps, x_t),
-            None if key is None else key.contiguous(), x_t, made, out.stride(), **sizes,
+            None if key is None else key.contiguous(), x_t, None if target is None else made, out.stride(), **sizes,
             TARGET=target, COMPUTE=TRITON_DTYPE[compute], **constants,
         )  # fmt: skip
     return x_t, made
@@ -116,7 +117,7 @@ def backward(
     compute = compute_dtype(grad.dtype, *filter(None, (x0, noise)))
     grid, arguments = elementwise_launch(grad, compute)
     with torch.cuda.device_of(grad):
-        backward_kernel[grid](
+        launch(backward_kernel, grid,
             *(None if x is None else like(x, grad) for x in (dx_t, dtarget)),
             alpha, alpha.stride(0), sigma, sigma.stride(0),
             *(x if x.numel() else None for x in (dx0, dnoise)), TARGET=target, **arguments,

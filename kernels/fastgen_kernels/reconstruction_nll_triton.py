@@ -15,6 +15,7 @@ from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining, rounded
 from fastgen_kernels.blocks_triton import splits
 from fastgen_kernels.elements_triton import element_tile, offset_of
 from fastgen_kernels.layout import as_ncs, channels_last, compute_dtype, empty_like
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -131,7 +132,7 @@ def forward(logits: Tensor, x: Tensor, likelihood: str, std: float) -> Tensor:
     nll = logits.new_empty((n, parts), dtype=compute)
     grid = triton.cdiv(n, constants["SAMPLES"]), parts
     with torch.cuda.device_of(logits):
-        forward_kernel[grid](
+        launch(forward_kernel, grid,
             **arguments, nll_ptr=nll, SPAN=triton.cdiv(tiles, parts) * constants["BLOCK"],
             CONSTANT=math.log(std) + 0.5 * math.log(2 * math.pi), **constants,
             num_warps=8 if constants["BLOCK"] > 1024 else 4,  # with 4, the largest tile of unaligned elements spills
@@ -147,7 +148,7 @@ def backward(dnll: Tensor, logits: Tensor, x: Tensor, likelihood: str, std: floa
     arguments, constants, tiles = plan(logits, x, likelihood, std)
     grid = (triton.cdiv(len(logits), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(logits):
-        backward_kernel[grid](**arguments, dnll_ptr=dnll, dnll_stride=dnll.stride(0), dlogits_ptr=dlogits, **constants)
+        launch(backward_kernel, grid, **arguments, dnll_ptr=dnll, dnll_stride=dnll.stride(0), dlogits_ptr=dlogits, **constants)
     return dlogits
 
 

@@ -11,6 +11,7 @@ from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining
 from fastgen_kernels.blocks_triton import cover, noise, offsets, splits
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like, like
 from fastgen_kernels.noise_triton import load_key
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -131,7 +132,8 @@ def forward(
     kl = empty_like(mu, compute) if per_element else mu.new_empty((n, parts), dtype=compute)
     grid = triton.cdiv(n, constants["SAMPLES"]), parts
     with torch.cuda.device_of(mu):
-        forward_kernel[grid](**arguments, z_ptr=z, kl_ptr=kl, SPAN=triton.cdiv(tiles, parts) * constants["BLOCKS"], **constants)
+        span = triton.cdiv(tiles, parts) * constants["BLOCKS"]
+        launch(forward_kernel, grid, **arguments, z_ptr=z, kl_ptr=kl, SPAN=span, **constants)
     return z, kl if per_element else kl.sum(1) if parts > 1 else kl[:, 0]
 
 
@@ -149,7 +151,7 @@ def backward(
         dkl = like(dkl, mu)
     grid = (triton.cdiv(len(mu), constants["SAMPLES"]) * tiles,)
     with torch.cuda.device_of(mu):
-        backward_kernel[grid](
+        launch(backward_kernel, grid,
             **arguments, dz_ptr=dz, dkl_ptr=dkl, dkl_stride=0 if dkl is None else dkl.stride(0), dmu_ptr=dmu, dlogvar_ptr=dlogvar,
             HAS_DZ=dz is not None, HAS_DKL=dkl is not None, **constants,
         )  # fmt: skip

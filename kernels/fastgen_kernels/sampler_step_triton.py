@@ -12,6 +12,7 @@ from fastgen_kernels.blocks_triton import cover, noise, offsets
 from fastgen_kernels.elements_triton import elements, elementwise_launch
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like, in_memory_order, like
 from fastgen_kernels.noise_triton import load_key
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def forward(
     sizes, constants, tiles = cover(out, *inputs)
     places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (previous is None)
     with torch.cuda.device_of(x):
-        forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
+        launch(forward_kernel, (triton.cdiv(len(x), constants["SAMPLES"]) * tiles,),
             *places, None if key is None else key.contiguous(), coefficients, coefficients.stride(0),
             out, out.stride(), **sizes, COMPUTE=TRITON_DTYPE[compute_dtype(x.dtype)], **constants,
         )  # fmt: skip
@@ -98,7 +99,7 @@ def backward(grad: Tensor, coefficients: Tensor, *dtypes: torch.dtype | None) ->
         return grads
     grid, arguments = elementwise_launch(grad, compute_dtype(grad.dtype))
     with torch.cuda.device_of(grad):
-        backward_kernel[grid](
+        launch(backward_kernel, grid,
             like(grad, grad), coefficients, coefficients.stride(0), *(y if y.numel() else None for y in grads),
             **arguments,
         )  # fmt: skip

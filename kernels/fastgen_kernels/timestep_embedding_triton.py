@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen_kernels.arithmetic_triton import cos_sin
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -38,7 +39,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     columns = triton.next_power_of_2(dim // 2)
     rows = max(1, 512 // columns)
     with torch.cuda.device_of(t):
-        embedding_kernel[(triton.cdiv(len(t), rows),)](
+        launch(embedding_kernel, (triton.cdiv(len(t), rows),),
             out, t, t.stride(0), len(t), dim, dim // 2,
             ODD=dim % 2 == 1, OCTAVES=math.log2(10_000), SPEED=2000 / math.pi, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip

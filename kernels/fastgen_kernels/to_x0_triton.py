@@ -11,6 +11,7 @@ from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
 from fastgen_kernels.blocks_triton import cover, offsets
 from fastgen_kernels.elements_triton import elements, elementwise_launch
 from fastgen_kernels.layout import compute_dtype, empty_like, in_memory_order, like
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def forward(
     sizes, constants, tiles = cover(x0, *inputs)
     places = [argument for y in inputs for argument in (y, y.stride())] + [None, None] * (uncond is None)
     with torch.cuda.device_of(x):
-        forward_kernel[(triton.cdiv(len(x), constants["SAMPLES"]) * tiles,)](
+        launch(forward_kernel, (triton.cdiv(len(x), constants["SAMPLES"]) * tiles,),
             *places, *coefficients(c_skip, c_out, scale, scales), x0, x0.stride(), **sizes,
             COMPUTE=TRITON_DTYPE[compute_dtype(x.dtype)], **constants,
         )  # fmt: skip
@@ -105,7 +106,7 @@ def backward(
         return grads
     grid, arguments = elementwise_launch(grad, compute_dtype(grad.dtype))
     with torch.cuda.device_of(grad):
-        backward_kernel[grid](
+        launch(backward_kernel, grid,
             like(grad, grad), *coefficients(c_skip, c_out, scale, scales), *(y if y.numel() else None for y in grads),
             **arguments,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 COMMANDS = {
     "traffic": "bytes that each op moves, beside its floor and PyTorch eager",
     "aot": "every kernel compiled ahead of time: registers, spills, widths of accesses",
+    "host": "what a call costs its host, in Python and dispatch, beside PyTorch eager",
     "mutate": "does a test fail for each change of a kernel",
 }
 

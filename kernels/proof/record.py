@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +21,10 @@ def write(path: Path, text: str) -> None:
 
 def read_json(path: Path, missing: Any) -> Any:
     return json.loads(path.read_text()) if path.exists() else missing
+
+
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.machine()

@@ -36,6 +36,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ke
     Raises TypeError for dtypes that are not floats, that differ, or a mask that is not bool, ValueError for shapes, devices or a
     scale that do not fit.
     """
+    if not _casts(q) and (outputs := _attention.repeat(q, k, v, key_padding_mask, scale)) is not None:
+        return outputs[0]
     check_float(q=q, k=k, v=v)
     if q.dim() != 4:
         raise ValueError(f"q: expected (N, H, S, D), got shape {tuple(q.shape)}")
@@ -56,7 +58,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ke
         check_device(q.device, "of q", key_padding_mask=key_padding_mask)
     q, k, v = (_autocast(x) for x in (q, k, v))
     if use_triton(q, k, v, key_padding_mask) and kernels_are_faster(d, keys, q.dtype, q.device) and readable(q, k, v):
-        return _attention(q, k, v, key_padding_mask, 1 / math.sqrt(d) if scale is None else scale)[0]
+        return _attention(q, k, v, key_padding_mask, scale)[0]
     return attention_reference(q, k, v, scale, key_padding_mask)
 
 
@@ -72,6 +74,8 @@ def attention_qkv(qkv: Tensor, num_heads: int, *, order: Order = "qkv_major") ->
 
     Raises TypeError for a dtype that is not a float, ValueError for a shape, num_heads or order that do not fit.
     """
+    if not _casts(qkv) and (outputs := _attention_qkv.repeat(qkv, num_heads, order)) is not None:
+        return outputs[0]
     check_float(qkv=qkv)
     check_choice("order", order, ("qkv_major", "head_major"))
     if qkv.dim() < 2 or qkv.shape[1] == 0 or qkv.shape[1] % 3:
@@ -136,6 +140,11 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(x.device.type)) if autocasts(x) and x.dtype != torch.float64 else x
 
 
+def _casts(x: object) -> bool:
+    """Whether `_autocast` makes another tensor of x."""
+    return isinstance(x, Tensor) and autocasts(x) and x.dtype not in (torch.float64, torch.get_autocast_dtype(x.device.type))
+
+
 def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=compute_dtype(q.dtype))
 
@@ -183,17 +192,18 @@ def _gradients_qkv(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Ten
 
 
 _attention_backward = define(
-    "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? out, Tensor lse, float scale,"
+    "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? out, Tensor lse, float? scale,"
     " bool[] wanted) -> (Tensor, Tensor, Tensor)",
     "fastgen_kernels.attention.backward_triton:attention_backward",
     _fake_backward,
 )
 _attention = define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> (Tensor, Tensor)",
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale) -> (Tensor, Tensor)",
     "fastgen_kernels.attention.forward_triton:attention_forward",
     _fake_forward,
     setup_context=_setup_context,
     backward=_gradients,
+    kept=1,
 )
 _attention_qkv_backward = define(
     "attention_qkv_backward(Tensor dout, Tensor qkv, Tensor? out, Tensor lse, int num_heads, str order) -> Tensor",
@@ -206,4 +216,5 @@ _attention_qkv = define(
     _fake_forward_qkv,
     setup_context=_setup_context_qkv,
     backward=_gradients_qkv,
+    kept=1,
 )

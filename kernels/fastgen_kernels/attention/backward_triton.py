@@ -6,7 +6,6 @@ Source: Dao et al., arXiv:2205.14135, appendix B.2. Where weights are transposed
 rearranged between products. Every sum is made by one program, in one order.
 """
 
-import math
 
 import torch
 import triton
@@ -25,6 +24,7 @@ from fastgen_kernels.attention.heads_triton import (
     products,
     scaling,
     seen_keys,
+    softmax_scale,
     store_rows,
     sum_of,
     transposed_over_rows,
@@ -33,6 +33,7 @@ from fastgen_kernels.attention.heads_triton import (
 )
 from fastgen_kernels.attention.plan import backward_plan, constants
 from fastgen_kernels.layout import as_heads, empty_like, split_heads
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -127,7 +128,7 @@ def keys_kernel(
 
 
 def attention_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor | None, lse: Tensor, scale: float,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor | None, lse: Tensor, scale: float | None,
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of q, k and v, laid out as they are; of no elements where one is not wanted."""
@@ -144,18 +145,18 @@ def attention_qkv_backward(
     q, k, v = split_heads(qkv, num_heads, order)
     grads = split_heads(dqkv, num_heads, order)
     dout, out = as_heads(dout, num_heads), None if out is None else as_heads(out, num_heads)
-    backward(dout, q, k, v, None, out, lse, 1 / math.sqrt(q.shape[3]), *grads)
+    backward(dout, q, k, v, None, out, lse, None, *grads)
     return dqkv
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor | None, lse: Tensor, scale: float,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor | None, lse: Tensor, scale: float | None,
     dq: Tensor | None, dk: Tensor | None, dv: Tensor | None,
 ) -> None:  # fmt: skip
     """Writes dq, dk and dv, of which those that are not wanted are None. out: what forward wrote, needed unless all keys are one
     tile."""
-    n, h, s, _ = q.shape
-    keys = k.shape[2]
+    n, h, s, d = q.shape
+    keys, scale = k.shape[2], softmax_scale(scale, d)
     if q.numel() == 0 or keys == 0:
         for grad in (dq, dk, dv):
             if grad is not None:
@@ -169,10 +170,10 @@ def backward(
     }  # fmt: skip
     with torch.cuda.device_of(q):
         if p.algorithm == "short":
-            keys_kernel[(n * h,)](**places(dq=dq, dk=dk, dv=dv), delta_ptr=None, **arguments)
+            launch(keys_kernel, (n * h,), **places(dq=dq, dk=dk, dv=dv), delta_ptr=None, **arguments)
             return
         delta = torch.empty_like(lse)
-        queries_kernel[(n * h * triton.cdiv(s, p.rows),)](**places(out=out, dq=dq), delta_ptr=delta, **arguments)
+        launch(queries_kernel, (n * h * triton.cdiv(s, p.rows),), **places(out=out, dq=dq), delta_ptr=delta, **arguments)
         if dk is not None or dv is not None:
             tiles = triton.cdiv(keys, p.keys)
-            keys_kernel[(n * h * tiles,)](**places(dq=None, dk=dk, dv=dv), delta_ptr=delta, **arguments)
+            launch(keys_kernel, (n * h * tiles,), **places(dq=None, dk=dk, dv=dv), delta_ptr=delta, **arguments)

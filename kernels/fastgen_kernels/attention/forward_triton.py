@@ -2,7 +2,6 @@
 `scale`: that of attention times log2(e), without its sign. For backward lse is kept, in units of the products: the weights of a
 row are 2^((product - lse) scale). It is infinite for a row without keys."""
 
-import math
 
 import torch
 import triton
@@ -19,6 +18,7 @@ from fastgen_kernels.attention.heads_triton import (
     products,
     scaling,
     seen_keys,
+    softmax_scale,
     store_rows,
     sum_of,
     wide,
@@ -26,6 +26,7 @@ from fastgen_kernels.attention.heads_triton import (
 )
 from fastgen_kernels.attention.plan import constants, forward_plan
 from fastgen_kernels.layout import as_heads, compute_dtype, empty_like, split_heads
+from fastgen_kernels.recording import launch
 
 
 @triton.jit
@@ -106,7 +107,7 @@ def tiled_kernel(
     store_result((out_ptr, out_strides), lse_ptr, o, largest, total, scale, n, h, H, S, first, i, D, D1, D2, WIDE)
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> tuple[Tensor, Tensor]:
     """out, laid out as q is, and lse (N, H, S)."""
     out = torch.empty_like(q)
     return out, forward(q, k, v, mask, scale, out)
@@ -116,12 +117,12 @@ def attention_qkv_forward(qkv: Tensor, num_heads: int, order: Order) -> tuple[Te
     """out (N, C, *S), in qkv's memory format, and lse (N, H, T)."""
     q, k, v = split_heads(qkv, num_heads, order)
     out = empty_like(qkv[:, : qkv.shape[1] // 3])
-    return out, forward(q, k, v, None, 1 / math.sqrt(q.shape[3]), as_heads(out, num_heads))
+    return out, forward(q, k, v, None, None, as_heads(out, num_heads))
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, out: Tensor) -> Tensor:
+def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, out: Tensor) -> Tensor:
     """Writes out (N, H, S, D) and gives lse (N, H, S). q, k, v: (N, H, S or K, D), any strides; mask (N, K) bool."""
-    n, h, s, _ = q.shape
+    n, h, s, d = q.shape
     keys = k.shape[2]
     lse = q.new_empty((n, h, s), dtype=compute_dtype(q.dtype))
     if out.numel() == 0:
@@ -129,8 +130,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     p = forward_plan(q, keys)
     kernel, tiles = (short_kernel, 1) if p.algorithm == "short" else (tiled_kernel, triton.cdiv(s, p.rows))
     with torch.cuda.device_of(q):
-        kernel[(n * h * tiles,)](
+        launch(kernel, (n * h * tiles,),
             **places(q=q, k=k, v=v, out=out), **padding(mask), lse_ptr=lse,
-            H=h, S=s, K=keys, **scaling(scale), **constants(q, p), WIDE=wide(max(p.rows, p.keys), q, k, v, out),
+            H=h, S=s, K=keys, **scaling(softmax_scale(scale, d)), **constants(q, p), WIDE=wide(max(p.rows, p.keys), q, k, v, out),
         )  # fmt: skip
     return lse

@@ -134,6 +134,11 @@ def seen_keys(mask_ptr, mask_strides, n, s, i, K):
     return seen
 
 
+def softmax_scale(scale: float | None, d: int) -> float:
+    """The scale, 1/sqrt(D) where none is given."""
+    return 1 / math.sqrt(d) if scale is None else scale
+
+
 def scaling(scale: float) -> dict[str, Any]:
     """Arguments of a kernel. A scale of 0 is made a tiny one, for the infinity of a key that is left out is multiplied by it."""
     log2_scale = max(abs(scale) * math.log2(math.e), 1e-30)

@@ -15,6 +15,7 @@ from fastgen_kernels.arithmetic_triton import TRITON_DTYPE
 from fastgen_kernels.attention.choice import is_hopper, one_tile
 from fastgen_kernels.dispatch import interpreted
 from fastgen_kernels.layout import compute_dtype
+from fastgen_kernels.recording import unrepeatable
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def constants(q: Tensor, p: Plan) -> dict[str, Any]:
     """Of a launch on heads like q's. Products of fp32 are exact but where the user has allowed PyTorch's own to be in TF32."""
     d = q.shape[3]
     d1, d2 = (max(16, triton.next_power_of_2(d)), 0) if p.whole else split(d)
+    if q.dtype == torch.float32:
+        unrepeatable()  # the setting may change
     exact = q.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32"
     return {
         "D": d, "D1": d1, "D2": d2, "ROWS": p.rows, "KEYS": p.keys,

@@ -29,6 +29,7 @@ from fastgen_kernels.group_norm.tiles_triton import (
     within,
 )
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like
+from fastgen_kernels.recording import launch
 
 HELD, TILE = 16384, 4096  # elements; see `plans`
 MERGED = 128  # channels of a group whose parts are summed at a time
@@ -332,7 +333,7 @@ def backward(
     sums = statistics.new_empty((planes, n, c)) if any(wanted[1:]) else None
     moments = statistics.new_empty((n, groups, 2))
 
-    def launch(p: Plan) -> None:
+    def run(p: Plan) -> None:
         """Writes dx, sums and moments by the kernels of a plan."""
         constants = {
             "SILU": activation == "silu", "WIDE": wide(p, norm, written, *upstream.values()), "HEIGHT": p.height,
@@ -340,22 +341,22 @@ def backward(
         }  # fmt: skip
         if p.algorithm != "split":
             kernel = held_kernel if p.algorithm == "held" else streamed_kernel
-            kernel[(p.programs,)](
+            launch(kernel, (p.programs,),
                 **places(x=norm, **upstream, dx=written), **parameters, statistics_ptr=statistics, sums_ptr=sums,
                 moments_ptr=moments if wanted[5] else None, N=n, **sizes, CHANNELS=p.channels, **rule, **constants,
             )  # fmt: skip
             return
         partial, split = statistics.new_empty((planes, n, p.parts, c)), {"SPAN": p.span, "parts": p.parts}
-        sums_kernel[(p.programs,)](
+        launch(sums_kernel, (p.programs,),
             **places(x=norm, dy=upstream["dy"]), **parameters, statistics_ptr=statistics, partial_ptr=partial,
             N=n, **sizes, **split, **rule, **constants,
         )  # fmt: skip
-        merge_kernel[(n * groups,)](
+        launch(merge_kernel, (n * groups,),
             partial, weight, **places(scale=scale), sums_ptr=sums, moments_ptr=moments, N=n, **sizes, parts=p.parts,
             PRE_BIAS=pre_bias is not None, **rule, BLOCK=min(MERGED, power_of_2(c // groups)),
         )  # fmt: skip
         if dx is not None:
-            apply_kernel[(p.programs,)](
+            launch(apply_kernel, (p.programs,),
                 **places(x=norm, **upstream, dx=written), **parameters, statistics_ptr=statistics, moments_ptr=moments,
                 **sizes, **split, **rule, **constants,
             )  # fmt: skip
@@ -364,11 +365,11 @@ def backward(
         crowded = pre_bias is not None or dtotal is not None or (scale is not None and spills_sooner(x.device))
         ways = plans(norm, groups, HELD // 2 if crowded else HELD, TILE)
         kind = "group_norm_backward", x.device, x.dtype, dtotal is None, pre_bias is None, dx is None, activation, groups
-        launch(fastest((*kind, *ways), ways, launch))
+        run(fastest((*kind, *ways), ways, run))
         if sums is not None:
             names = ("dweight_ptr", "dbias_ptr", "dscale_ptr", "dshift_ptr", "dpre_bias_ptr")
             wanted_ones = {name: g if want else None for name, g, want in zip(names, grads[1:], wanted[1:], strict=True)}
-            parameters_kernel[(triton.cdiv(c, COLUMNS),)](
+            launch(parameters_kernel, (triton.cdiv(c, COLUMNS),),
                 sums, moments, statistics, weight, bias, **places(scale=scale), **wanted_ones, N=n, **sizes, **rule,
                 ROWS=ROWS, COLUMNS=COLUMNS,
             )  # fmt: skip

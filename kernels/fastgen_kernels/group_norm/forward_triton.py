@@ -25,6 +25,7 @@ from fastgen_kernels.group_norm.tiles_triton import (
     within,
 )
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like
+from fastgen_kernels.recording import launch
 
 HELD, TILE = 32768, 4096  # elements; see `plans`
 MERGED = 1024  # partial statistics that are merged at a time
@@ -281,7 +282,7 @@ def forward(
     results = {"total_ptr": None if residual is None else total, "out_strides": out.stride()}
     sizes, rule = {"C": c, "S": s}, {"GROUP": c // groups, "SILU": activation == "silu"}
 
-    def launch(p: Plan) -> None:
+    def run(p: Plan) -> None:
         """Writes y, the sum and the statistics by the kernels of a plan."""
         constants = {
             "COMPUTE": TRITON_DTYPE[compute], "WIDE": wide(p, out, *inputs.values()), "HEIGHT": p.height, "WIDTH": p.width,
@@ -289,25 +290,25 @@ def forward(
         }  # fmt: skip
         if p.algorithm != "split":
             kernel = held_kernel if p.algorithm == "held" else streamed_kernel
-            kernel[(p.programs,)](
+            launch(kernel, (p.programs,),
                 **places(**inputs, pre_bias=pre_bias), **parameters, **results, y_ptr=y, statistics_ptr=statistics,
                 N=n, **sizes, eps=eps, CHANNELS=p.channels, **rule, **constants,
             )  # fmt: skip
             return
         partial = statistics.new_empty((3, n, p.parts, c))
         split = {"SPAN": p.span, "parts": p.parts}
-        statistics_kernel[(p.programs,)](
+        launch(statistics_kernel, (p.programs,),
             **places(**inputs, pre_bias=pre_bias), **results, partial_ptr=partial, N=n, **sizes, **split, **constants
         )
-        merge_kernel[(n * groups,)](
+        launch(merge_kernel, (n * groups,),
             partial, statistics, n, **sizes, **split, eps=eps, GROUP=c // groups, COMPUTE=constants["COMPUTE"], BLOCK=MERGED
         )
-        apply_kernel[(p.programs,)](
+        launch(apply_kernel, (p.programs,),
             **places(x=norm, pre_bias=pre_bias), residual_ptr=residual, **parameters, **results, y_ptr=y,
             statistics_ptr=statistics, **sizes, **split, **rule, **constants,
         )  # fmt: skip
 
     with torch.cuda.device_of(x):
         ways = plans(norm, groups, HELD, TILE)
-        launch(fastest(("group_norm", x.device, x.dtype, residual is None, *rule.values(), *ways), ways, launch))
+        run(fastest(("group_norm", x.device, x.dtype, residual is None, *rule.values(), *ways), ways, run))
     return y, total, statistics
