@@ -270,7 +270,8 @@ def test_registered():
     given = problem([(40,), (3, 5), (2,)], copies=[BF16], averages=2)
     state = given.params, given.grads, given.exp_avgs, given.exp_avg_sqs, given.steps
     numbers = list(chain(*given.settings)), given.groups, list(chain(*given.profiles)), 1.0
-    assert_registered(_adamw_ema_, (*state, *given.averages, given.copies, given.counts, given.lr, *numbers, SCALE, ZERO))
+    arguments = *state, *given.averages, given.copies, given.counts, given.lr, *numbers, SCALE, ZERO
+    assert_registered(_adamw_ema_.registered, arguments)
 
 
 def test_other_dtypes_take_the_reference():

@@ -489,15 +489,15 @@ def test_autocast_casts():
 def test_registered():
     q, k, v = heads((2, 2, 5, 6, 4))
     mask = padding(2, 6)
-    assert_registered(_attention, (q, k, v, mask, 0.5))
+    assert_registered(_attention.registered, (q, k, v, mask, 0.5))
     out, lse = (x.detach() for x in _attention(q, k, v, mask, 0.5))
     data = [x.detach() for x in (q, k, v)]
-    assert_registered(_attention_backward, (out.clone(), *data, mask, out, lse, 0.5, [True, False, True]))
+    assert_registered(_attention_backward.registered, (out.clone(), *data, mask, out, lse, 0.5, [True, False, True]))
     for layout in ("contiguous", "channels_last"):
         qkv = stack((2, 24, 3, 2), layout=layout)
-        assert_registered(_attention_qkv, (qkv, 2, "qkv_major"))
+        assert_registered(_attention_qkv.registered, (qkv, 2, "qkv_major"))
         out, lse = (x.detach() for x in _attention_qkv(qkv, 2, "qkv_major"))
-        assert_registered(_attention_qkv_backward, (out.clone(), qkv.detach(), out, lse, 2, "qkv_major"))
+        assert_registered(_attention_qkv_backward.registered, (out.clone(), qkv.detach(), out, lse, 2, "qkv_major"))
 
 
 @pytest.mark.slow

@@ -291,11 +291,11 @@ def test_the_objective_keeps_neither_noise_nor_target(prediction):
 
 def test_registered():
     *given, weight = inputs((5, 6))
-    assert_registered(_denoising_loss, (*given, weight, "v", "mse"))
+    assert_registered(_denoising_loss.registered, (*given, weight, "v", "mse"))
     pred, *given, weight = inputs((3, 4, 3, 5), torch.bfloat16, "channels_last", x0_dtype=torch.uint8)
-    assert_registered(_denoising_loss, (pred, *given, None, "eps", "huber"))
+    assert_registered(_denoising_loss.registered, (pred, *given, None, "eps", "huber"))
     dloss = torch.ones(3, device=DEVICE)
-    assert_registered(_denoising_loss_backward, (dloss, pred.detach(), *given, None, "eps", "huber"))
+    assert_registered(_denoising_loss_backward.registered, (dloss, pred.detach(), *given, None, "eps", "huber"))
 
 
 def test_differentiates():

@@ -193,11 +193,11 @@ def test_saves_its_arguments_alone():
 
 def test_registered():
     pred, target, weight = inputs((5, 6))
-    assert_registered(_diffusion_loss, (pred, target, weight, "mse"))
+    assert_registered(_diffusion_loss.registered, (pred, target, weight, "mse"))
     pred, target, _ = inputs((3, 4, 3, 5), torch.bfloat16, "channels_last")
-    assert_registered(_diffusion_loss, (pred, target.requires_grad_(), None, "huber"))
+    assert_registered(_diffusion_loss.registered, (pred, target.requires_grad_(), None, "huber"))
     dloss = torch.ones(3, device=DEVICE)
-    assert_registered(_diffusion_loss_backward, (dloss, pred.detach(), target.detach(), None, "huber"))
+    assert_registered(_diffusion_loss_backward.registered, (dloss, pred.detach(), target.detach(), None, "huber"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

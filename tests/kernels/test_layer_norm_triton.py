@@ -376,12 +376,12 @@ def test_what_is_saved_for_backward():
 def test_registered():
     for options in (OPTIONS, ("weight",)):
         x, weight, bias, residual = inputs((2, 3, 8), options=options)
-        assert_registered(_layer_norm, (x, residual, weight, bias, 1e-5))
+        assert_registered(_layer_norm.registered, (x, residual, weight, bias, 1e-5))
         y, total, statistics = (y.detach() for y in _layer_norm(x, residual, weight, bias, 1e-5))
         dtotal = None if residual is None else total
         data = y, dtotal, x.detach(), weight.detach(), statistics
         for wanted in ((torch.float32, torch.float32, torch.float64), (None, torch.float32, None)):
-            assert_registered(_layer_norm_backward, (*data, *wanted))
+            assert_registered(_layer_norm_backward.registered, (*data, *wanted))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "row_gap"])

@@ -137,7 +137,7 @@ def test_a_key_of_any_strides():
 
 def test_registered():
     key = noise_key(1, samples=4, device=DEVICE)
-    assert_registered(philox._philox_op, ((4, 3, 5), key, torch.float32, True), ((4,), key, torch.bfloat16, False))
+    assert_registered(philox._philox_op.registered, ((4, 3, 5), key, torch.float32, True), ((4,), key, torch.bfloat16, False))
 
 
 def test_compiles_and_exports():

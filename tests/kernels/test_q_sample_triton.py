@@ -288,9 +288,9 @@ def test_registered():
     for shape, layout, draw, target in [((5, 6), "contiguous", False, None), ((3, 4, 3, 5), "channels_last", True, "v")]:
         x0, alpha, sigma, noise = inputs(shape, layout=layout, draw=draw)
         given = (None, noise) if draw else (noise, None)
-        assert_registered(_q_sample, (x0, alpha, sigma, *given, target, torch.bfloat16))
+        assert_registered(_q_sample.registered, (x0, alpha, sigma, *given, target, torch.bfloat16))
         grad, floats = x0.detach(), (torch.float32, None if draw else torch.float16)
-        assert_registered(_q_sample_backward, (grad, grad.clone() if draw else None, alpha, sigma, target, *floats))
+        assert_registered(_q_sample_backward.registered, (grad, grad.clone() if draw else None, alpha, sigma, target, *floats))
 
 
 @pytest.mark.parametrize(("layout", "targets"), [("contiguous", ("eps", "v")), ("channels_last", ("x0", "flow"))])

@@ -231,11 +231,11 @@ def test_saves_its_arguments_alone():
 
 
 def test_registered():
-    assert_registered(_reconstruction_nll, (*inputs((5, 6)), "bernoulli", 1.0))
+    assert_registered(_reconstruction_nll.registered, (*inputs((5, 6)), "bernoulli", 1.0))
     logits, x = inputs((3, 4, 3, 5), torch.bfloat16, "channels_last", data=torch.uint8)
-    assert_registered(_reconstruction_nll, (logits, x, "gaussian", 0.5))
+    assert_registered(_reconstruction_nll.registered, (logits, x, "gaussian", 0.5))
     dnll = torch.ones(3, device=DEVICE)
-    assert_registered(_reconstruction_nll_backward, (dnll, logits.detach(), x, "gaussian", 0.5))
+    assert_registered(_reconstruction_nll_backward.registered, (dnll, logits.detach(), x, "gaussian", 0.5))
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

@@ -199,8 +199,8 @@ def test_coefficients_that_need_a_gradient_take_the_reference():
 def test_registered():
     for shape, layout in [((5, 6), "contiguous"), ((3, 4, 3, 5), "channels_last")]:
         x, x0_hat, row, previous, key = inputs(shape, layout=layout)
-        assert_registered(_sampler_step, (x, x0_hat, row, previous, key), (x, x0_hat, row, None, None))
-        assert_registered(_sampler_step_backward, (x.detach(), row, torch.float32, None, torch.bfloat16))
+        assert_registered(_sampler_step.registered, (x, x0_hat, row, previous, key), (x, x0_hat, row, None, None))
+        assert_registered(_sampler_step_backward.registered, (x.detach(), row, torch.float32, None, torch.bfloat16))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -55,6 +55,6 @@ def test_one_launch():
 
 def test_registered_compiles_and_exports():
     t = torch.rand(6, device=DEVICE)
-    assert_registered(_timestep_embedding, (t, 9))
+    assert_registered(_timestep_embedding.registered, (t, 9))
     assert_compiles(lambda t: timestep_embedding(t, 32), t, backends=("aot_eager", "inductor"))
     assert_exports(lambda t: timestep_embedding(t, 32), t)

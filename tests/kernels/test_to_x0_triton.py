@@ -227,9 +227,10 @@ def test_coefficients_that_need_a_gradient_take_the_reference():
 def test_registered():
     for shape, layout in [((5, 6), "contiguous"), ((3, 4, 3, 5), "channels_last")]:
         out, x, c_skip, c_out, uncond, guidance = inputs(shape, layout=layout)
-        assert_registered(_to_x0, (out, x, c_skip, c_out, uncond, 1.0, guidance), (out, x, c_skip, c_out, None, 2.0, None))
+        given = out, x, c_skip, c_out
+        assert_registered(_to_x0.registered, (*given, uncond, 1.0, guidance), (*given, None, 2.0, None))
         coefficients = c_skip, c_out, 2.0, None
-        assert_registered(_to_x0_backward, (x.detach(), *coefficients, torch.float32, None, torch.bfloat16))
+        assert_registered(_to_x0_backward.registered, (x.detach(), *coefficients, torch.float32, None, torch.bfloat16))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
