@@ -3,7 +3,7 @@
 import textwrap
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastgen.errors import expect
 
@@ -67,3 +67,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision, as `resolve_precision` takes it: to bf16 for "bf16_weights" too, off for fp32."""
     precision = resolve_precision(device, precision)
     return torch.autocast(device.type, dtype=AUTOCAST_DTYPES.get(precision), enabled=precision in AUTOCAST_DTYPES)
+
+
+def host_may_read(x: Tensor) -> bool:
+    """Whether the host may read a tensor's values: not while a CUDA graph is captured, and not where there are none, on the meta
+    device."""
+    return not x.is_meta and not (x.is_cuda and torch.cuda.is_current_stream_capturing())

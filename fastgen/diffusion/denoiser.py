@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.config.sampling import Guidance
+from fastgen.device import host_may_read
 from fastgen.diffusion.schedules import Schedule
 from fastgen.errors import expect, is_number
 from fastgen.functional import to_x0
@@ -162,8 +163,8 @@ def check_label(argument: str, label: Tensor | None, net: nn.Module) -> None:
     num_classes = getattr(net, "num_classes", None)
     if label is None or num_classes is None or label.numel() == 0:
         return
-    if label.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # what a CUDA graph records cannot be waited for; it has been run, and checked, before
+    if not host_may_read(label):
+        return  # what a CUDA graph records has been run, and checked, before
     last = num_classes if null_label(net) is not None else num_classes - 1
     low, high = int(label.min()), int(label.max())
     expect(argument, low if low < 0 else high, low >= 0 and high <= last, f"labels from 0 to {last}")

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastgen import noise_streams
 from fastgen.config.sampling import Sampling
+from fastgen.device import host_may_read
 from fastgen.diffusion.denoiser import Denoise, expect_denoise
 from fastgen.diffusion.schedules import Schedule
 from fastgen.diffusion.time_grids import (
@@ -165,11 +166,6 @@ def checked(draw: Draw) -> Draw:
         return x0
 
     return cast(Draw, sampler)
-
-
-def host_may_read(x: Tensor) -> bool:
-    """Whether the host may read what is on x's device: not while a CUDA graph is captured."""
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 # First order, an evaluation a step

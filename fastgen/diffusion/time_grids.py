@@ -75,7 +75,9 @@ def _range(schedule: Schedule, steps: int, device: Device, sigma_min: float, sig
     # t = 1 / 1000 is the first level of the usual chains: there is nothing between it and the data. Between the last two levels
     # of a chain with zero terminal SNR there is no time for a sigma: its log-SNR falls to -inf at once.
     last_finite = 1 - 1 / len(schedule.betas) if isinstance(schedule, Discrete) and schedule.zero_terminal_snr else 1.0
-    ends = torch.tensor([min(1e-3, last_finite / 2), last_finite], dtype=torch.float64, device=device)
+    # Filled on the device: a CUDA graph cannot hold a copy of numbers of the host.
+    ends = torch.full((2,), last_finite, dtype=torch.float64, device=device)
+    ends[:1].fill_(min(1e-3, last_finite / 2))
     first, last = (-schedule.log_snr(ends) / 2).exp().unbind()
     return first.clamp(min=sigma_min), last.clamp(max=sigma_max)
 

@@ -20,11 +20,11 @@ from fastgen.config.sampling import Sampling, SamplingOptions, with_options
 from fastgen.config.schema import DiffusersConfig, TrainConfig
 from fastgen.cuda_graph import Graphed
 from fastgen.data.units import Values, from_document, to_document
-from fastgen.device import autocast, place, resolve_device
+from fastgen.device import autocast, host_may_read, place, resolve_device
 from fastgen.diffusion.conditions import Beside, Condition, make_condition
 from fastgen.diffusion.denoiser import Denoiser, null_label
 from fastgen.diffusion.process import PREDICTIONS, Diffusion
-from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, Callback, generate, host_may_read
+from fastgen.diffusion.samplers import SAMPLERS, TIME_GRIDS, Callback, generate
 from fastgen.errors import expect, is_whole, lookup
 from fastgen.functional import noise_key
 from fastgen.models import VariationalAutoencoder
