@@ -36,11 +36,13 @@ def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> bool
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
 
-def expect_package(package: str, what: str) -> None:
-    """Raises ModuleNotFoundError, with how to install it, where `what` needs a package that is not there."""
+def expect_package(package: str, what: str, extra: str | None = None) -> None:
+    """Raises ModuleNotFoundError, with how to install it, alone or as an extra of fastgen, where `what` needs a package that is
+    not there."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:  # a folder of that name in the working directory is found, too, and is no package
-        raise ModuleNotFoundError(f"{what} needs {package}: pip install {package}")
+        wanted = package if extra is None else f'"fastgen-torch[{extra}]"'
+        raise ModuleNotFoundError(f"{what} needs {package}: pip install {wanted}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

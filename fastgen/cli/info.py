@@ -16,6 +16,7 @@ from fastgen.data.indexed import IndexedDataset
 from fastgen.data.units import measure
 from fastgen.device import resolve_device, resolve_precision
 from fastgen.errors import expect, lookup
+from fastgen.training.data import reading
 from fastgen.training.footprint import footprint
 from fastgen_kernels.attention.choice import has_kernels
 from fastgen_kernels.dispatch import obstacle, switched_off
@@ -23,7 +24,7 @@ from fastgen_kernels.dispatch import obstacle, switched_off
 
 def main(arguments: list[str]) -> None:
     """Prints versions and paths of the ops, or a preset's memory. arguments: those after `fastgen info`. Raises ValueError for
-    an unknown preset, and for --batch without --preset."""
+    an unknown preset or one whose data have any shape, and for --batch without --preset."""
     tyro.cli(_info, args=arguments, prog="fastgen info")
 
 
@@ -63,13 +64,14 @@ def _memory(preset: str, batch: int | None) -> dict[str, str]:
     source = config.data
     what, values = "images", None
     if source.source:
-        data = open_dataset(source.source, size=source.size, channels=source.channels, kind=source.kind)
+        data = open_dataset(source.source, **reading(source))
         shape, num_classes = data.shape, data.num_classes
         if isinstance(data, IndexedDataset) and data.kind == "values":
             what, values = "rows of" if len(shape) == 1 else "signals", measure(data)
     else:
-        assert source.size is not None  # a preset without images has their size
-        shape, num_classes = (source.channels or 3, source.size, source.size), None
+        side = source.size or 0
+        expect("preset", preset, side, "one that names its data or the size of its images")
+        shape, num_classes = (source.channels or 3, side, side), None
     found = {
         precision: footprint(config, shape, num_classes, precision, values) for precision in ("bf16", "bf16_weights", "fp32")
     }

@@ -21,7 +21,7 @@ class DataConfig:
 
     source: str = ""
     """"mnist", "digits", a folder of images or one that save_to_disk of Hugging Face's datasets wrote, a .npy or .npz file, or a
-    table, "wine" or "breast_cancer"."""
+    table: a .csv or .parquet, "wine" or "breast_cancer"."""
     kind: Literal["auto", "images", "values"] = "auto"
     """What arrays are read as. auto: floats of shape (N, F) as values, the rows of a table, and all others as images; values may
     also be signals (N, C, L)."""
@@ -35,9 +35,20 @@ class DataConfig:
     """Shift images at random by up to this many pixels."""
     workers: int | None = None
     """Processes that read images where they do not fit in memory."""
+    hold_out: float = 0.0
+    """Share of data without a test split that is held out from training, so that its loss is logged."""
+    label: str = ""
+    """Of a .csv or .parquet, the column of the classes."""
+    exclude: tuple[str, ...] = ()
+    """Columns that are left out, such as names and free text."""
+    categories: tuple[str, ...] = ()
+    """Columns whose values are names of categories, though they are numbers, or text that hardly repeats."""
+    missing: Literal["keep", "refuse"] = "keep"
+    """Whether rows may have missing values, which samples then have, too."""
 
     def __post_init__(self):
         expect_types(self, "data.")
+        expect("data.hold_out", self.hold_out, 0 <= self.hold_out <= 0.5, "a share from 0 to 0.5")
         expect("data.size", self.size, self.size is None or self.size >= 1, "a number of pixels >= 1")
         expect("data.channels", self.channels, self.channels in (None, 1, 3), "1 or 3")
         expect("data.shift", self.shift, self.shift >= 0, "a number of pixels >= 0")

@@ -13,7 +13,9 @@ import torch
 
 from fastgen.data.convert import as_numpy, from_array, to_nchw
 from fastgen.data.dataset import NoTestSplit
+from fastgen.data.hold_out import rows_of_split
 from fastgen.data.memory import free_memory
+from fastgen.data.table import Table
 from fastgen.errors import expect
 from fastgen_kernels.messages import shown
 
@@ -30,23 +32,26 @@ class ArraySource:
     """A `Source` in memory. `samples`: uint8 (N, C, H, W), or values fp32 (N, F) or (N, C, L). `labels`: int64 (N,) or None.
 
     array: what `convert` takes, N rows of it at a time. labels: as `check_labels` takes them. features: the names of the values'
-    features or channels, (F,) or (C,) strings. classes: the names of the classes, "0", "1" … by default. Raises ValueError as
-    `convert`, `check_labels` and `check_features` do."""
+    features or channels, (F,) or (C,) strings. classes: the names of the classes, "0", "1" … by default. table: the columns that
+    the features were made of. Raises ValueError as `convert`, `check_labels` and `check_features` do."""
 
     fixed = True
 
     def __init__(
         self,
         array: np.ndarray,
-        convert: Convert,
         labels: Any = None,
+        *,
+        convert: Convert,
         features: np.ndarray | None = None,
         classes: list[str] | None = None,
+        table: Table | None = None,
     ):
         self.samples = torch.from_numpy(_convert(array, convert))
         self.labels = None if labels is None else torch.from_numpy(check_labels(labels, len(array)))
         self.classes = None if self.labels is None else classes or [str(i) for i in range(int(self.labels.max()) + 1)]
         self.features = None if features is None or convert is not to_values else check_features(features, array)
+        self.table = table
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -64,16 +69,17 @@ class ArraySource:
 
 
 class MappedSource:
-    """A `Source` of a .npy too large for memory, read row by row through a memory map; it has no labels."""
+    """A `Source` of a .npy too large for memory, read row by row through a memory map; it has no labels. rows: int64 (M,), those
+    that are its samples, all where None."""
 
     fixed = True
     classes = None
 
-    def __init__(self, path: Path, convert: Convert):
-        self.path, self.convert, self.array = path, convert, load(path)
+    def __init__(self, path: Path, convert: Convert, rows: np.ndarray | None = None):
+        self.path, self.convert, self.rows, self.array = path, convert, rows, load(path)
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.array) if self.rows is None else len(self.rows)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -86,12 +92,20 @@ class MappedSource:
 
     def name(self, index: int) -> str:
         """The sample in a message: "row 17"."""
-        return f"row {index}"
+        return f"row {self._row(index)}"
+
+    def samples(self) -> np.ndarray:
+        """All rows, (N, ...), which are read when they are used unless `rows` are some."""
+        return self.array if self.rows is None else self.array[self.rows]
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
-        """Row `index` as `convert` makes it, uint8 (C, H, W) or fp32 values, and None for its label. Raises ValueError as
+        """Sample `index` as `convert` makes it, uint8 (C, H, W) or fp32 values, and None for its label. Raises ValueError as
         `convert` does."""
-        return self.convert(np.array(self.array[index : index + 1]))[0], None
+        row = self._row(index)
+        return self.convert(np.array(self.array[row : row + 1]))[0], None
+
+    def _row(self, index: int) -> int:
+        return index if self.rows is None else int(self.rows[index])
 
 
 def conversion(array: np.ndarray, name: str, kind: str = "auto", size: int | None = None, channels: int | None = None) -> Convert:
@@ -109,20 +123,33 @@ def conversion(array: np.ndarray, name: str, kind: str = "auto", size: int | Non
     return from_array if (size, channels) == (None, None) else partial(from_array, size=size, channels=channels)
 
 
-def load_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def load_npz(path: Path, split: str, hold_out: float = 0.0) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """What a .npz holds of a split: images or values, the first of IMAGE_KEYS, (N, ...); labels, the first of LABEL_KEYS, (N,) or
-    None; and `features`, the names of the values' columns, (F,) or None. x_test and y_test, where present, are its test split.
+    None; and `features`, the names of the values' columns, (F,) or None. x_test and y_test, where present, are its test split,
+    else the share `hold_out`.
 
     Raises NoTestSplit where x_test is missing, and ValueError for a file without images or that is no .npz."""
     with load(path) as file:
-        if split == "test" and "x_test" not in file:
+        if split == "test" and "x_test" not in file and not hold_out:
             raise NoTestSplit(f"split: expected 'train' or 'all' for {path}, without x_test among {', '.join(file)}, got 'test'")
-        images, labels = _pick(file, path, split)
+        images, labels = _pick(file, path, split if "x_test" in file else "train")
+        if "x_test" not in file:
+            images, labels = split_arrays(images, labels, split, hold_out)
         if split == "all" and "x_test" in file:
             more_images, more_labels = _pick(file, path, "test")
             images = np.concatenate([images, more_images])
             labels = None if labels is None or more_labels is None else np.concatenate([labels, more_labels])
         return images, labels, member(file, "features", path) if "features" in file else None
+
+
+def split_arrays(array: np.ndarray, labels: Any, split: str, hold_out: float) -> tuple[np.ndarray, Any]:
+    """The rows of a split, of which the share `hold_out` is held out, and their labels, where there are any. Raises ValueError as
+    `check_labels` does, and NoTestSplit for "test" of too few."""
+    if not hold_out:
+        return array, labels
+    labels = None if labels is None else check_labels(labels, len(array))
+    rows = rows_of_split(split, hold_out, len(array), labels)
+    return array[rows], None if labels is None else labels[rows]
 
 
 def check_shape(array: np.ndarray, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from fastgen.data.reader import Batch
+from fastgen.data.table import Table
 from fastgen.errors import expect, is_whole
 
 
@@ -18,11 +19,13 @@ class SampleDataset(ABC):
     """Samples of one `shape`, with or without labels, in batches. len(): the number of samples.
 
     kind: "images", uint8 (C, H, W), or "values", fp32: rows of a table, (F,), or signals, (C, L), in their own units. features:
-    the names of the features or channels of values; None where they have none."""
+    the names of the features or channels of values; None where they have none. table: the columns of a table of several kinds
+    of columns, whose rows are the features that `table.encode` makes; else None."""
 
     shape: tuple[int, ...]
     kind: Literal["images", "values"] = "images"
     features: tuple[str, ...] | None = None
+    table: Table | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fastgen.data.convert import GREY_MODES, from_picture
 from fastgen.data.dataset import NoTestSplit
+from fastgen.data.hold_out import files_of_split
 from fastgen.data.reader import BrokenImage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
@@ -21,16 +22,19 @@ class FolderSource:
     """A `Source` of the image files under a folder, in the order of their names.
 
     split: "train", "test" or "all". A folder with subfolders train and test has all three; val, valid or validation holds out,
-    too, and is "test" where there is no test. In any other folder, "train" and "all" are every image. Hidden files and folders
-    are passed over, links are followed. Raises ValueError when there is no image, or none of a class, no test split, or an image
+    too, and is "test" where there is no test. In any other folder, "test" is the share `hold_out`. Hidden files and folders are
+    passed over, links are followed. Raises ValueError when there is no image, or none of a class, no test split, or an image
     beside class folders.
     """
 
     fixed = True
 
-    def __init__(self, folder: Path, split: str = "train", size: int | None = None, channels: int | None = None):
+    def __init__(
+        self, folder: Path, split: str = "train", size: int | None = None, channels: int | None = None, hold_out: float = 0.0
+    ):
         self.folder, self.size = folder, size
-        roots = _roots(folder, split)
+        shared = bool(hold_out) and not _has_test(folder)
+        roots = _roots(folder, "train" if shared and split == "test" else split)
         names = sorted({name for root in _roots(folder, "all") for name in _subfolders(root)})
         self.classes = names or None
         files = [(path, label) for root in roots for path, label in _scan(root, names)]
@@ -38,6 +42,10 @@ class FolderSource:
             raise ValueError(f"source: expected images, {' '.join(SUFFIXES)}, got none in {', '.join(map(str, roots))}")
         if split == "train" and names and (empty := _empty(folder, names, {label for _, label in files})):
             raise ValueError(f"source: expected images in every class folder, got none in {empty} of {folder}")
+        if shared:
+            labels = np.array([label for _, label in files]) if names else None
+            found = [Path(os.path.relpath(path, folder)).as_posix() for path, _ in files]
+            files = [files[i] for i in files_of_split(split, hold_out, found, labels)]
         self.paths, self.labels = zip(*files, strict=True)
         self.channels = channels or (1 if all(map(_is_grey, self.paths)) else 3)
 
@@ -92,6 +100,13 @@ def _roots(folder: Path, split: str) -> list[Path]:
     if split == "test":
         raise NoTestSplit(f"split: expected 'train' or 'all' for {folder}, without subfolders train and test, got 'test'")
     return [folder]
+
+
+def _has_test(folder: Path) -> bool:
+    try:
+        return bool(_roots(folder, "test"))
+    except NoTestSplit:
+        return False
 
 
 def _empty(folder: Path, classes: list[str], present: set[int | None]) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastgen.data.convert import from_picture
 from fastgen.data.dataset import NoTestSplit
+from fastgen.data.hold_out import rows_of_split
 from fastgen.data.reader import BrokenImage
 from fastgen.data.torch_source import LABEL_KEYS
 from fastgen.errors import expect_package
@@ -93,9 +94,12 @@ def load_saved(folder: Path) -> Any:
         raise ValueError(f"source: expected a saved datasets.Dataset, got {folder}: {type(error).__name__}: {error}") from error
 
 
-def pick_split(source: Any, split: str) -> Any:
-    """A split of a DatasetDict, or "all" of them concatenated; a Dataset itself, as "train" or "all". Raises ValueError for a
-    split that there is not, which is NoTestSplit for "test"."""
+def pick_split(source: Any, split: str, hold_out: float = 0.0) -> Any:
+    """A split of a DatasetDict, or "all" of them concatenated; a Dataset itself, as "train" or "all". The share `hold_out` of
+    what has no "test" is that. Raises ValueError for a split that there is not, which is NoTestSplit for "test"."""
+    whole = source if not isinstance(source, dict) else source.get("train") if "test" not in source else None
+    if hold_out and whole is not None and split != "all":
+        return whole.select(rows_of_split(split, hold_out, len(whole)))
     if not isinstance(source, dict):
         if split == "test":
             raise NoTestSplit("split: expected 'train' or 'all' for a datasets.Dataset, which has no splits, got 'test'")

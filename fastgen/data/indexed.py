@@ -37,7 +37,7 @@ class IndexedDataset(SampleDataset):
         self.reader = Reader(source, max_broken)
         self.shape = self.reader.shape
         self.kind = "images" if self.reader.dtype == np.uint8 else "values"
-        self.features = source.features if isinstance(source, ArraySource) else None
+        self.features, self.table = (source.features, source.table) if isinstance(source, ArraySource) else (None, None)
         self._tensors: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.config.files import plain
+from fastgen.data import table as tables
 from fastgen.data.dataset import SampleDataset
 from fastgen.data.indexed import IndexedDataset
 from fastgen.data.reader import Batch
@@ -23,12 +24,13 @@ class Values:
 
     shape: (F,) of a table's rows, (C, L) of signals, (C, H, W) or (C, D, H, W) of others. mean, std: of each feature or channel
     over the training split; std is 0 where it is constant. features: the names of the features or channels; None where they have
-    none."""
+    none. table: the columns that the features stand for; None where each feature is a column of numbers."""
 
     shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     features: tuple[str, ...] | None = None
+    table: tables.Table | None = None
 
     @property
     def network_shape(self) -> tuple[int, ...]:
@@ -44,6 +46,15 @@ class Values:
         """The inverse of `to_network`: x (N, C, *S) as fp32 (N, *shape). A constant channel is exactly what it was."""
         mean, std = self.moments(x.device)
         return (x.float().flatten(2) * std + mean).reshape(-1, *self.shape)
+
+    def columns(self, x: Tensor, labels: Tensor | None = None) -> list[tables.Cells]:
+        """The columns of rows x, fp32 (N, F), and, last where the table has no place for it, their labels, int64 (N,)."""
+        rows, codes = x.cpu().numpy(), None if labels is None else labels.cpu().numpy()
+        if self.table is not None:
+            return self.table.decode(rows, codes)
+        names = self.features or [f"x{i}" for i in range(rows.shape[1])]
+        cells = [tables.Cells(name, "number", rows[:, i], "float32") for i, name in enumerate(names)]
+        return cells if codes is None else [*cells, tables.Cells("label", "number", codes, "int64")]
 
     def moments(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation on the device, each fp32 (C, 1)."""
@@ -64,7 +75,7 @@ class Standardized(SampleDataset):
     kind = "values"
 
     def __init__(self, data: SampleDataset, values: Values):
-        self.data, self.values, self.shape = data, values, data.shape
+        self.data, self.values, self.shape, self.table = data, values, data.shape, data.table
 
     def __len__(self) -> int:
         return len(self.data)
@@ -93,18 +104,24 @@ def measure(data: IndexedDataset) -> Values:
         count += n
     std = np.sqrt(square / count)
     std[std <= np.finfo(np.float32).eps * np.abs(mean)] = 0  # what differs by less is one number in fp32
-    return Values(tuple(data.shape), tuple(mean.tolist()), tuple(std.tolist()), data.features)
+    if data.table is not None:  # categories are +1 and -1 to the network, however rare
+        mean, std = np.where(data.table.scaled, mean, 0), np.where(data.table.scaled, std, 1)
+    return Values(tuple(data.shape), tuple(mean.tolist()), tuple(std.tolist()), data.features, data.table)
 
 
 def to_document(values: Values | None) -> dict[str, Any] | None:
-    """The values' shape, mean, std and features as lists and numbers, for a checkpoint's JSON; None for images."""
+    """The values' shape, mean, std and features, and the table where there is one, as lists, numbers and text, for a checkpoint's
+    JSON; None for images."""
     if values is None:
         return None
-    return plain(dataclasses.asdict(values))
+    document = plain(dataclasses.asdict(values))
+    return {name: value for name, value in document.items() if name != "table" or value is not None}
 
 
 def from_document(document: dict[str, Any] | None) -> Values | None:
     """The inverse of `to_document`."""
     if document is None:
         return None
-    return Values(**{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+    table = known.get("table")
+    return Values(**known | {"table": None if table is None else tables.from_document(table)})

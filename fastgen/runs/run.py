@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fastgen.config.files import load_yaml
 from fastgen.config.sampling import Sampling, SamplingOptions, with_options
 from fastgen.config.schema import DiffusersConfig, TrainConfig
 from fastgen.cuda_graph import Graphed
+from fastgen.data.table_writer import to_frame
 from fastgen.data.units import Values, from_document, to_document
 from fastgen.device import autocast, host_may_read, place, resolve_device
 from fastgen.diffusion.conditions import Beside, Condition, make_condition
@@ -35,6 +36,9 @@ from fastgen.runs import checkpoint
 from fastgen_kernels.messages import printable, shown
 
 Label = int | str | Sequence[int | str] | None
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,16 @@ class Run:
         )
         drawn, labels = zip(*batches, strict=True)
         return torch.cat(drawn), None if labels[0] is None else torch.cat(labels)
+
+    def sample_frame(self, n: int = 64, **options: Any) -> "pandas.DataFrame":
+        """n rows of a table as a DataFrame with the columns, their order and their dtypes of the data, and the label's column.
+        options: those of `sample`, which raises what this raises; ValueError, too, for a run of no table, and
+        ModuleNotFoundError without pandas."""
+        values = self.values
+        if values is None or len(values.shape) != 1:
+            raise ValueError(f"run: expected that of a table, got {str(self.path)!r}")
+        x, labels = self.sample(n, **options)
+        return to_frame(values.columns(x, labels))
 
     @torch.no_grad()
     def sample_in_batches(

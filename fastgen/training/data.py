@@ -5,10 +5,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fastgen.config.schema import TrainConfig
+from fastgen.config.schema import DataConfig, TrainConfig
 from fastgen.data import SampleDataset, open_dataset, open_held_out
 from fastgen.data.dataset import Unlabelled
 from fastgen.data.folder import FolderSource
@@ -25,23 +26,31 @@ def open_training_data(config: TrainConfig, run: Path | None = None) -> tuple[Sa
 
     run: the folder of that run. Raises ValueError without a source, and whatever `open_dataset` does."""
     settings = config.data
-    expect("data.source", settings.source, settings.source, "images: give a folder of them, --data.source FOLDER")
-    data = open_dataset(settings.source, size=settings.size, channels=settings.channels, kind=settings.kind)
-    held_out = open_held_out(settings.source, data, settings.size)
-    values = None
+    expect("data.source", settings.source, settings.source, "images or a table: give a folder or a file, --data.source PATH")
+    values = find_values(run) if run else None
+    options = reading(settings) | {"table": None if values is None else values.table}
+    data = open_dataset(settings.source, **options)
+    held_out = open_held_out(settings.source, data, **options)
     if isinstance(data, IndexedDataset) and data.kind == "values":
-        values = (find_values(run) if run else None) or measure(data)
+        values = values or measure(data)
         data, held_out = Standardized(data, values), None if held_out is None else Standardized(held_out, values)
     if refuses_labels(config):
         data, held_out = Unlabelled(data), None if held_out is None else Unlabelled(held_out)
     return data, held_out, values
 
 
+def reading(settings: DataConfig) -> dict[str, Any]:
+    """The settings of how data are read, as `open_dataset` takes them."""
+    names = ("size", "channels", "kind", "hold_out", "label", "exclude", "categories", "missing")
+    return {name: getattr(settings, name) for name in names}
+
+
 def describe_data(data: SampleDataset, held_out: SampleDataset | None) -> str:
     """A line on what is trained on: "3,000 images of 3x32x32 in 2 classes, 300 held out, scaled from 64x64"."""
     classes = "" if data.classes is None else f" in {len(data.classes)} classes"
     share = "" if held_out is None else f", {len(held_out):,} held out"
-    text = f"{len(data):,} {data.kind} of {'x'.join(map(str, data.shape))}{classes}{share}"
+    what = f"{data.kind} of {'x'.join(map(str, data.shape))}" if data.table is None else f"rows of {data.table}"
+    text = f"{len(data):,} {what}{classes}{share}"
     source = data.source if isinstance(data, IndexedDataset) else None
     original = source.original_size if isinstance(source, FolderSource) else None
     if original is not None and original != (data.shape[2], data.shape[1]):

@@ -5,6 +5,7 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import pandas
 import torch
 from torch.utils.data import TensorDataset
 
@@ -16,6 +17,14 @@ SOURCE = "source|images|values"
 IMAGES = np.zeros((4, 8, 8), np.uint8)
 ROWS = np.zeros((4, 3), np.float32)
 LABELS = np.arange(4)
+FRAME = pandas.DataFrame(
+    {
+        "number": np.arange(40) / 7,
+        "day": pandas.to_datetime("2024-01-01") + pandas.to_timedelta(np.arange(40), unit="D"),
+        "absent": ["a", None] * 20,
+        "few": ["a", "b"] * 20,
+    }
+)
 
 
 def opened(source, **options):
@@ -27,6 +36,11 @@ def opened(source, **options):
 def file(argument, name, make, **options):
     """The case of a file that make(path) makes."""
     return Case(f"{name} {make.__name__ if hasattr(make, '__name__') else ''}", argument, lambda folder: opened(make(folder / name), **options))
+
+
+def table(argument, content, **options):
+    """The case of a .csv."""
+    return Case(f"csv {content[:40]!r} {options or ''}", argument, lambda folder: opened(files.text(folder / "t.csv", content), **options))
 
 
 def folder_of(*names, content=None):
@@ -134,6 +148,49 @@ CASES = [
     file("source", "pipe", files.fifo),
     file("source", "bad\x1b[31mname.npz", lambda path: files.text(path, "hello")),
     file("source", "two\nlines.npy", lambda path: files.text(path, "hello")),
+    # Tables.
+    *(
+        table(argument, content)
+        for argument, content in (
+            ("source", ""), ("source", "a,b\n"), ("source", "1,2\n3,4\n"), ("source", "a,b\n1\n"), ("source", "a,b\n1,2,3\n"),
+            ("source", 'a,b\n1,"2\n'), ("source", b"a,b\n1,\xfc\n"), ("source", b"a,b\n1,\0\n"), ("source", b"PK\x03\x04" + bytes(60)),
+            ("source", "a\n" + "x" * 200_000 + "\n"), ("columns", "a,a\n1,2\n"), ("columns", "a,,b\n1,2,3\n"),
+            ("column 'a", "a\ninf\n2\n"), ("column 'a", "a\n-Infinity\n2\n"), ("column 'a", "a\n99999999999999999999\n"),
+            ("columns", "a\n" + "".join(f"person {i}\n" for i in range(40))),
+            ("columns", "a\n" + "".join(f"{i}%\n" for i in range(40))),
+            ("columns", "a\n" + "".join(f"0{i % 9 + 1}/0{i % 8 + 1}/20{i + 10}\n" for i in range(40))),
+            ("columns", "a\n" + "".join(f"{i}\n" for i in range(40)) + "oops\n"),
+        )
+    ),
+    *(table("label", "a,b\nx,1\n,2\n", label=label) for label in ("a", "c", "A")),
+    *(bad("label", opened, FRAME, label=label) for label in ("c", "B", 3, None, ["a"])),
+    *(bad("label", opened, FRAME, label=label) for label in ("number", "day", "absent")),
+    bad("label", opened, FRAME, label="few", exclude=["few"]),
+    *(bad(name, opened, FRAME, **{name: value}) for name in ("exclude", "categories") for value in ("few", ["gone"], [1], 3, None)),
+    *(bad("missing", opened, FRAME, missing=missing) for missing in ("refuse", "drop", None, True)),
+    *(bad("table", opened, FRAME, table=value) for value in ("few", 3, {})),
+    *(bad("hold_out", opened, IMAGES, hold_out=share) for share in (-0.1, 0.9, "5%", None, float("nan"))),
+    bad("hold_out", opened, [1, 2], hold_out=0.1),
+    bad("split", opened, IMAGES, split="test", hold_out=0.05),
+    bad("columns", opened, FRAME, exclude=list(FRAME)),
+    *(bad("exclude|label|categories|missing", opened, IMAGES, **option) for option in ({"exclude": ["a"]}, {"label": "a"}, {"missing": "refuse"})),
+    bad("size", opened, FRAME, size=8),
+    bad("kind", opened, FRAME, kind="images"),
+    bad("split", opened, FRAME, split="test"),
+    bad("source", opened, pandas.DataFrame()),
+    bad("columns", opened, pandas.DataFrame([[1, 2]], columns=["a", "a"])),
+    bad("columns", opened, pandas.DataFrame({("a", "b"): [1, 2]})),
+    *(
+        bad("column 'a", opened, pandas.DataFrame({"a": values}))
+        for values in (
+            [[1], [2]], [1j, 2], [1, "x"], [1.0, float("inf")], [2**60, 1], [{}, {}], [b"x", b"y"], [(1, 2), (3, 4)],
+            pandas.to_timedelta([1, 2], unit="D"), pandas.period_range("2024", periods=2, freq="D"), pandas.cut([1, 2, 3], 2),
+        )
+    ),
+    file("source", "text.parquet", lambda path: files.text(path, "hello")),
+    file("source", "pipe.csv", files.fifo),
+    file("source", "pipe.parquet", files.fifo),
+    bad("source", opened, "nowhere.csv"),
     # Folders.
     file("source", "empty", lambda path: (path.mkdir(), path)[1]),
     file("source", "texts", folder_of("a.txt", "b.md", content="hello")),

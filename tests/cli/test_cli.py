@@ -202,7 +202,7 @@ def test_a_bad_config_file_is_named(text, said, refused, tmp_path):
             "breast_cancer, a folder, or a file, got 'dgits'; did you mean digits?",
         ),
         ("--data.source no/such/folder", "a folder, or a file, got 'no/such/folder'"),
-        ("--data.source text", "source: expected a folder, a .npy or a .npz, got the file text"),
+        ("--data.source text", "source: expected a folder, a .npy, .npz, .csv or .parquet, got the file text"),
         (
             "--diffusion.prediction eps",
             "prediction: expected 'v', 'x0', 'flow' or 'edm' on a schedule with zero terminal SNR",
@@ -228,7 +228,7 @@ def test_cuda_on_a_machine_without_is_named(command, refused, runs):
 def test_a_preset_for_a_folder_says_how_to_give_one(refused, tmp_path):
     tiny_runs.picture(tmp_path / "photo.png", 32, 32)  # the working directory is not taken instead
     said = refused("train", "folder32", "--steps", 1, "--batch-size", 1, "--model.channels", 32)
-    assert said == "fastgen: error: data.source: expected images: give a folder of them, --data.source FOLDER, got ''"
+    assert said == "fastgen: error: data.source: expected images or a table: give a folder or a file, --data.source PATH, got ''"
 
 
 @pytest.mark.parametrize("files", [[], ["notes.txt"], ["cats/notes.txt", "dogs/notes.txt"]])

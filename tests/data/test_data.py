@@ -251,7 +251,7 @@ def test_no_test_split(tmp_path):
         ("no/such/folder", FileNotFoundError, "a folder, or a file, got 'no/such/folder'$"),
         ("missing.npz", FileNotFoundError, "missing.npz"),
         (__file__, ValueError, r"got the file .*test_data\.py"),
-        (3, ValueError, "a name, a path, an array, a Dataset or a DataLoader, got a int"),
+        (3, ValueError, "a name, a path, an array, a DataFrame, a Dataset or a DataLoader, got a int"),
         ({"train": [1]}, ValueError, "got a dict"),
     ],
 )
