@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastgen.config.sampling import Sampling
 from fastgen.errors import expect
 from fastgen.functional import noise_key
 from fastgen.runs.run import Label, Run, in_batches, sample_labels
 
-__all__ = ["Label", "check_images", "draw_each", "expect_run_of_images"]
+__all__ = ["Label", "check_images", "draw_each", "expect_run_of_images", "expect_unguided"]
 
 
 @torch.no_grad()
@@ -28,6 +29,12 @@ def draw_each(run: Run, draw: Callable[..., Tensor], label: Label, seed: int, ba
             return draw(*(None if x is None else x.to(run.device) for x in rows))
 
     return in_batches(draw_batch, batch_size, *each, key, labels)
+
+
+def expect_unguided(settings: Sampling, guide: Run | None) -> None:
+    """Raises ValueError for what acts on a diffusion model alone, where a VAE is used."""
+    expect("guidance", settings.guidance, settings.guidance == 1, "1 for a VAE, which has no classes")
+    expect("guide", None if guide is None else str(guide.path), guide is None, "none for a VAE, which takes no steps")
 
 
 def expect_run_of_images(run: Run) -> None:

@@ -1,11 +1,12 @@
-"""From one image to another through the noise that gives them (DDIM, Song et al. 2021, arXiv:2010.02502, section 5.3)."""
+"""From one image to another through the noise that gives them (DDIM, Song et al. 2021, arXiv:2010.02502, section 5.3), or
+through a VAE's codes."""
 
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from fastgen.applications.batches import Label, check_images, draw_each, expect_run_of_images
+from fastgen.applications.batches import Label, check_images, draw_each, expect_run_of_images, expect_unguided
 from fastgen.config.sampling import Sampling, SamplingOptions, with_options
 from fastgen.diffusion.denoiser import Denoise
 from fastgen.diffusion.samplers import Callback, coefficients, ddim, no_callback
@@ -30,7 +31,8 @@ def interpolate(
     **options: Unpack[SamplingOptions],
 ) -> Tensor:
     """n images from a to b, each uint8 (C, H, W): uint8 (n, C, H, W). The first and the last are a and b as DDIM reconstructs
-    them: more steps reconstruct them better.
+    them: more steps reconstruct them better. A VAE decodes the arc between their codes, the means of q(z | x), whose ends are its
+    reconstructions; it takes no steps and no label.
 
     label: the class of both, where they have the same. guide, batch_size, callback, settings, options: as for Run.sample, except
     that the sampler must be "ddim" or "euler".
@@ -45,6 +47,15 @@ def interpolate(
     chosen = with_options(settings, options)
     expect("sampler", chosen.sampler, chosen.sampler in ("ddim", "euler"), "ddim, the one that is followed backwards")
     weights = torch.linspace(0, 1, n, device=run.device)
+    if run.diffusion is None:
+        expect_unguided(chosen, guide)
+        with torch.no_grad():
+            codes = run.vae.encode(torch.stack([a, b]).to(run.device))[0]
+
+        def decode(weights: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
+            return run.images_of(run.vae.decode(slerp(codes[:1], codes[1:], weights)))
+
+        return draw_each(run, decode, label, chosen.seed, batch_size, weights)
 
     def noise_of(images: Tensor, key: Tensor, label: Tensor | None) -> Tensor:
         denoise = run.denoiser(label, chosen, guide=guide)

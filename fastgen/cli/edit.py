@@ -9,7 +9,7 @@ from fastgen.cli.drawing import ImageOptions, open_run, read_fitted, save_result
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions(ImageOptions):
-    """Change an image: add noise to it, and denoise it again (SDEdit)."""
+    """Change an image: add noise to it, and denoise it again (SDEdit); of a run of a VAE, to its code, and decode it."""
 
     strength: float = 0.5
     """How much noise: 0 gives the image back, 1 draws a new one."""

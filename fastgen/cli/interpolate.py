@@ -12,7 +12,7 @@ from fastgen.config.sampling import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolateOptions(FittingOptions):
-    """Go from one image to another through the noise that gives them."""
+    """Go from one image to another through the noise that gives them, or through the codes of a VAE."""
 
     a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """The first image."""

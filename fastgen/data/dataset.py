@@ -5,18 +5,22 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+from torch.utils.data import Dataset
 
 from fastgen.data.reader import Batch
 from fastgen.data.table import Table
 from fastgen.errors import expect, is_whole
+
+Sample = torch.Tensor | tuple[torch.Tensor, int]
 
 
 class NoTestSplit(ValueError):
     """split="test" of a source that holds nothing out."""
 
 
-class SampleDataset(ABC):
-    """Samples of one `shape`, with or without labels, in batches. len(): the number of samples.
+class SampleDataset(Dataset[Sample], ABC):
+    """Samples of one `shape`, with or without labels, in batches. len(): the number of samples. [i]: sample i, (image, label), or
+    the image alone without labels, as a DataLoader of torch takes them.
 
     kind: "images", uint8 (C, H, W), or "values", fp32: rows of a table, (F,), or signals, (C, L), in their own units. features:
     the names of the features or channels of values; None where they have none. table: the columns of a table of several kinds
@@ -29,6 +33,11 @@ class SampleDataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`, counted from the end where it is negative: uint8 (C, H, W) or fp32 (*shape), with its label, an int,
+        where there are labels. Raises IndexError beyond the last, TypeError where samples are not read by index."""
+        raise TypeError(f"source: expected one that is read by index, got a {type(self).__name__}, which has batches alone")
 
     @property
     @abstractmethod
@@ -56,10 +65,14 @@ class SampleDataset(ABC):
         workers: int | None = None,
         rank: int = 0,
         world: int = 1,
+        epochs: int | None = None,
+        shuffle: bool = True,
     ) -> Iterator[Batch]:
-        """Batches without end, each (samples, labels) on `device`: uint8 (batch_size, C, H, W) or fp32 (batch_size, *shape), and
-        int64 (batch_size,) or None.
+        """Batches, each (samples, labels) on `device`: uint8 (batch_size, C, H, W) or fp32 (batch_size, *shape), and int64
+        (batch_size,) or None.
 
+        epochs: how often every sample comes, the last batch with what is left; None: without end. shuffle: in another order each
+        epoch; False: in the order of their numbers.
         seed: the order of an epoch depends on it and on the epoch's number alone. start: samples already consumed, over all
         ranks; the iterator goes on as one that was never stopped. workers: processes or threads that decode; None: one a core, 8
         at most; 0: none. rank, world: of each global batch of world·batch_size this process gets the samples from
@@ -67,12 +80,16 @@ class SampleDataset(ABC):
         """
 
 
-def check_batches(batch_size: int, seed: int, start: int, workers: int | None, rank: int, world: int) -> None:
+def check_batches(
+    batch_size: int, seed: int, start: int, workers: int | None, rank: int, world: int, epochs: int | None, shuffle: bool
+) -> None:
     """Raises ValueError for an argument of batches() that is out of range."""
     expect("batch_size", batch_size, is_whole(batch_size, 1), "a whole number >= 1")
     expect("seed", seed, is_whole(seed, 0), "a whole number >= 0")
     expect("start", start, is_whole(start, 0), "a number of samples >= 0")
     expect("workers", workers, workers is None or is_whole(workers, 0), "a number of processes >= 0, or None")
+    expect("epochs", epochs, epochs is None or is_whole(epochs, 1), "a whole number >= 1, or None")
+    expect("shuffle", shuffle, isinstance(shuffle, bool), "True or False")
     expect("rank", rank, 0 <= rank < world, f"a number from 0, below world {world}")
 
 
@@ -84,6 +101,10 @@ class Unlabelled(SampleDataset):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.data[index]
+        return sample[0] if isinstance(sample, tuple) else sample
 
     @property
     def classes(self) -> None:

@@ -16,10 +16,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastgen.data.arrays import ArraySource
-from fastgen.data.dataset import SampleDataset, check_batches
+from fastgen.data.dataset import Sample, SampleDataset, check_batches
 from fastgen.data.folder import FolderSource
 from fastgen.data.memory import free_memory
 from fastgen.data.reader import Batch, Reader, Source
+from fastgen.errors import expect, is_whole
 
 CHUNK = 64  # images that a worker decodes at a time where all are read once and kept
 
@@ -43,6 +44,13 @@ class IndexedDataset(SampleDataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getitem__(self, index: int) -> Sample:
+        expect("index", index, is_whole(index), "a whole number")
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: expected a number from {-len(self)} to {len(self) - 1}, got {index}")
+        samples, labels, _ = self.reader.read([index % len(self)])
+        return samples[0] if labels is None else (samples[0], int(labels[0]))
+
     @property
     def classes(self) -> list[str] | None:
         return self.source.classes
@@ -61,11 +69,15 @@ class IndexedDataset(SampleDataset):
         workers: int | None = None,
         rank: int = 0,
         world: int = 1,
+        epochs: int | None = None,
+        shuffle: bool = True,
     ) -> Iterator[Batch]:
-        check_batches(batch_size, seed, start, workers, rank, world)
+        check_batches(batch_size, seed, start, workers, rank, world, epochs, shuffle)
         device = torch.device(device)
         workers = min(8, _cores()) if workers is None else workers
-        order = index_batches(len(self), batch_size, seed=seed, start=start, rank=rank, world=world)
+        order = index_batches(
+            len(self), batch_size, seed=seed, start=start, rank=rank, world=world, epochs=epochs, shuffle=shuffle
+        )
         if self._is_resident(device):
             return _select(*self._on_device(device, workers), order)
         return self._stream(order, workers, device, seed)
@@ -141,19 +153,30 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def index_batches(
-    n: int, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+    n: int,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    epochs: int | None = None,
+    shuffle: bool = True,
 ) -> Iterator[np.ndarray]:
-    """The indices of batch after batch, without end: each int64 (batch_size,), in [0, n).
+    """The indices of batch after batch, each int64 (batch_size,), in [0, n): without end, or, for a number of epochs, until every
+    index came as often, the last batch smaller where they do not fill it.
 
     The permutations of the epochs follow each other without a gap: no sample is left out where a batch reaches from one epoch
     into the next. Of each global batch of world·batch_size, rank r takes the indices from r·batch_size on. start: samples already
     consumed, over all ranks; what follows depends on it alone, not on the batch sizes so far.
     """
-    order = lru_cache(maxsize=2)(lambda epoch: epoch_order(n, seed, epoch))
+    order = lru_cache(maxsize=2)(lambda epoch: epoch_order(n, seed, epoch) if shuffle else np.arange(n))
     for begin in count(start + rank * batch_size, world * batch_size):
-        end = begin + batch_size
-        epochs = range(begin // n, (end - 1) // n + 1)
-        yield np.concatenate([order(e)[max(begin - e * n, 0) : end - e * n] for e in epochs])
+        end = begin + batch_size if epochs is None else min(begin + batch_size, epochs * n)
+        if begin >= end:
+            return
+        touched = range(begin // n, (end - 1) // n + 1)
+        yield np.concatenate([order(e)[max(begin - e * n, 0) : end - e * n] for e in touched])
 
 
 def _select(images: torch.Tensor, labels: torch.Tensor | None, order: Iterator[np.ndarray]) -> Iterator[Batch]:

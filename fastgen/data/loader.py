@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -58,27 +58,32 @@ class LoaderDataset(SampleDataset):
         workers: int | None = None,
         rank: int = 0,
         world: int = 1,
+        epochs: int | None = None,
+        shuffle: bool = True,
     ) -> Iterator[Batch]:
-        """As `SampleDataset.batches`, but the order and the workers are the iterable's own: `seed` and `workers` do nothing.
+        """As `SampleDataset.batches`, but the order and the workers are the iterable's own: `seed`, `workers` and `shuffle` do
+        nothing.
 
         start: that many samples are read and dropped; a run is resumed exactly where the iterable repeats its order. Each rank
         reads every batch and keeps its share.
         """
-        check_batches(batch_size, seed, start, workers, rank, world)
+        check_batches(batch_size, seed, start, workers, rank, world, epochs, shuffle)
         share = slice(rank * batch_size, (rank + 1) * batch_size)
-        return self._batches(batch_size * world, start, share, torch.device(device))
+        return self._batches(batch_size * world, start, share, torch.device(device), epochs)
 
     @property
     def _dataset(self) -> Any:
         return getattr(self.iterable, "dataset", self.iterable)
 
-    def _batches(self, batch_size: int, start: int, share: slice, device: torch.device) -> Iterator[Batch]:
-        for image, label in _recut(self._parts(start), batch_size):
+    def _batches(self, batch_size: int, start: int, share: slice, device: torch.device, epochs: int | None) -> Iterator[Batch]:
+        for image, label in _recut(self._parts(start, epochs), batch_size):
+            if len(image) <= share.start:  # a last batch that is smaller than the ranks before this one take
+                return
             yield _to(image[share], device), None if label is None else _to(label[share], device)
 
-    def _parts(self, skip: int) -> Iterator[Part]:
+    def _parts(self, skip: int, epochs: int | None) -> Iterator[Part]:
         """Everything after the first `skip` samples, epoch after epoch."""
-        for element in self._elements():
+        for element in self._elements(epochs):
             image, label = self._convert(element)
             if image.shape[1:] != self.shape:
                 raise ValueError(f"images: expected one shape, {self.shape} as the first, got {image.shape[1:]}")
@@ -88,8 +93,8 @@ class LoaderDataset(SampleDataset):
                 yield image[skip:], None if label is None else label[skip:]
             skip = max(skip - len(image), 0)
 
-    def _elements(self) -> Iterator[Any]:
-        while True:
+    def _elements(self, epochs: int | None) -> Iterator[Any]:
+        for _ in count() if epochs is None else range(epochs):
             opened, self._opened = self._opened or iter(self.iterable), None
             element = None
             for element in opened:
@@ -120,7 +125,7 @@ def _peek(iterable: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
 
 
 def _recut(parts: Iterator[Part], batch_size: int) -> Iterator[Part]:
-    """The same samples in parts of batch_size."""
+    """The same samples in parts of batch_size, the last smaller where they end."""
     pending: list[Part] = []
     for part in parts:
         pending.append(part)
@@ -131,6 +136,8 @@ def _recut(parts: Iterator[Part], batch_size: int) -> Iterator[Part]:
         for i in range(0, whole, batch_size):
             yield image[i : i + batch_size], None if label is None else label[i : i + batch_size]
         pending = [(image[whole:], None if label is None else label[whole:])]
+    if pending and (rest := _concatenate(pending)) and len(rest[0]):
+        yield rest
 
 
 def _concatenate(parts: list[Part]) -> Part:

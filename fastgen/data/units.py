@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastgen.config.files import plain
 from fastgen.data import table as tables
-from fastgen.data.dataset import SampleDataset
+from fastgen.data.dataset import Sample, SampleDataset
 from fastgen.data.indexed import IndexedDataset
 from fastgen.data.reader import Batch
 
@@ -79,6 +79,12 @@ class Standardized(SampleDataset):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.data[index]
+        x, *label = sample if isinstance(sample, tuple) else (sample,)
+        seen = self.values.to_network(x[None])[0]
+        return (seen, label[0]) if label else seen
 
     @property
     def classes(self) -> list[str] | None:

@@ -58,6 +58,10 @@ class VariationalAutoencoder(nn.Module):
         mu, logvar = self.encode(x)
         return self.decode(self.reparameterize(mu, logvar)), mu, logvar
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x as it is decoded at the mean of q(z | x), in [0, 1] and of x's shape. Raises ValueError as `encode` does."""
+        return self.decode(self.encode(x)[0]).view(x.shape)
+
     def elbo(self, x: Tensor, *, key: Tensor | None = None) -> Tensor:
         """log p(x | z) - KL(q || p) at one z ~ q(z | x), (N,) fp32 nats: in expectation a lower bound of log p(x) (Kingma &
         Welling 2014, eq. 3). key: (N, 4), drawn from torch's generator when None."""

@@ -160,10 +160,7 @@ class Run:
 
         def draw(key: Tensor, label: Tensor | None) -> Tensor:
             if isinstance(self.model, VariationalAutoencoder):
-                decoded = self.model.sample(len(key), key=key)
-                if host_may_read(decoded) and not bool(decoded.isfinite().all()):
-                    raise FloatingPointError("model: expected finite numbers, got NaN or infinity in the decoded images")
-                return unit_to_uint8(decoded).view(-1, *self.shape)
+                return self.images_of(self.model.sample(len(key), key=key))
             shape = self.shape if self.values is None else self.values.network_shape
             shown = callback if bar.disable or cuda_graph else seen
             with self.autocast():
@@ -222,6 +219,19 @@ class Run:
             expect("guidance", settings.guidance, settings.guidance == 1, expected)
         predicted = PREDICTIONS[self.diffusion.prediction]
         return Denoiser(self.diffusion.schedule, predicted, net, settings, label=label, negative_label=negative, guide=weak)
+
+    @property
+    def vae(self) -> VariationalAutoencoder:
+        """The model of a run of a VAE: `run.vae.encode(images)` gives their codes. Raises ValueError for a diffusion model."""
+        if not isinstance(self.model, VariationalAutoencoder):
+            raise ValueError(f"run: expected that of a VAE, got that of a diffusion model, {str(self.path)!r}")
+        return self.model
+
+    def images_of(self, decoded: Tensor) -> Tensor:
+        """What a VAE decoded, in [0, 1], as uint8 (N, C, H, W). Raises FloatingPointError where it is not finite."""
+        if host_may_read(decoded) and not bool(decoded.isfinite().all()):
+            raise FloatingPointError("model: expected finite numbers, got NaN or infinity in the decoded images")
+        return unit_to_uint8(decoded).view(-1, *self.shape)
 
     def autocast(self) -> torch.autocast:
         """The precision that the model was trained in."""

@@ -104,7 +104,7 @@ def save_conditioned(path: Path, run: Run, images: Tensor) -> None:
 def save_reconstructions(path: Path, vae: VariationalAutoencoder, images: Tensor) -> None:
     """A picture of images in rows of eight, each above a row of their reconstructions by the VAE. images: uint8 (N, C, H, W), N a
     multiple of 8."""
-    decoded = unit_to_uint8(vae.decode(vae.encode(images)[0])).view_as(images)
+    decoded = unit_to_uint8(vae.reconstruct(images))
     save_pairs_of_rows(path, images, decoded)
 
 

@@ -287,6 +287,29 @@ def test_an_interpolation_begins_at_a_and_ends_at_b(run):
 
 # Bad input
 
+# A VAE's codes
+
+
+def test_a_vae_edits_the_codes_of_images(vae):
+    x = images()
+    assert torch.equal(edit(vae, x, 0.0), vae.images_of(vae.vae.reconstruct(x)))
+    assert torch.equal(edit(vae, x, 1.0, seed=3), edit(vae, x.flip(0), 1.0, seed=3))  # draws, which the images tell nothing of
+    near, far = (edit(vae, x, strength, batch_size=2).float() for strength in (0.1, 0.9))
+    kept = edit(vae, x, 0.0).float()
+    assert (near - kept).abs().mean() < (far - kept).abs().mean()
+    assert torch.equal(near, edit(vae, x, 0.1).float())
+
+
+def test_a_vae_goes_from_code_to_code(vae):
+    a, b = images(2)
+    between = interpolate(vae, a, b, 5, batch_size=2)
+    ends = vae.images_of(vae.vae.reconstruct(torch.stack([a, b])))
+    assert (between.shape, between.dtype) == ((5, 1, 8, 8), torch.uint8)
+    assert (between[[0, -1]].int() - ends.int()).abs().max() <= 1
+    middle = slerp(*vae.vae.encode(torch.stack([a, b]))[0][:, None], torch.tensor([0.5]))
+    assert (between[2].int() - vae.images_of(vae.vae.decode(middle)).int()).abs().max() <= 1
+
+
 WRONG = [
     (lambda run: inpaint(run, images(), half(4)), r"hole: expected bool \(5, 1, 8, 8\), got 'bool \(4, 1, 8, 8\)'"),
     (lambda run: inpaint(run, images(), half(5, 10)), r"hole: expected bool \(5, 1, 8, 8\), got 'bool \(5, 1, 10, 10\)'"),
@@ -327,7 +350,18 @@ def test_bad_input_is_named(call, message, run):
 
 def test_runs_that_cannot_are_named(vae, upscaler, inpainter):
     with pytest.raises(ValueError, match="run: expected that of a diffusion model, got that of a VAE"):
-        edit(vae, images(), 0.5)
+        inpaint(vae, images(), half())
+    for wrong, message in (
+        ({"label": 1}, "label: expected none, since the model has no classes"),
+        ({"guidance": 2.0}, "guidance: expected 1 for a VAE"),
+        ({"guide": upscaler}, "guide: expected none for a VAE"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            edit(vae, images(), 0.5, **wrong)
+        with pytest.raises(ValueError, match=message):
+            interpolate(vae, *images(2), **wrong)
+    with pytest.raises(ValueError, match="run: expected that of a VAE, got that of a diffusion model"):
+        _ = upscaler.vae
     with pytest.raises(ValueError, match=r"one without a condition, got one with diffusion.condition low_resolution"):
         upscaler.sample(2)
     with pytest.raises(ValueError, match=r"one without a condition, got one with diffusion.condition low_resolution"):

@@ -77,6 +77,8 @@ CASES = [
     *(bad("resident", opened, IMAGES, resident=resident) for resident in ("yes", None, 2)),
     *(bad("batch_size", batches, batch_size=size) for size in (0, -1, 1.5, "2", None)),
     *(bad("seed", batches, seed=seed) for seed in (-1, 0.5, "0", None)),
+    *(bad("epochs", batches, epochs=epochs) for epochs in (0, -1, 1.5, "all")),
+    *(bad("shuffle", batches, shuffle=shuffle) for shuffle in ("no", None)),
     *(bad("start", batches, start=start) for start in (-1, 0.5)),
     *(bad("workers", batches, workers=workers) for workers in (-1, 1.5)),
     # Arrays.

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastgen.data import NoTestSplit, open_dataset
 from fastgen.data.indexed import free_memory
@@ -317,6 +317,35 @@ def test_ranks_make_up_the_batch_of_one():
     ranks = [next(data.batches(2, start=7, rank=rank, world=3)) for rank in range(3)]
     assert torch.cat([image for image, _ in ranks]).equal(alone[0])
     assert torch.cat([label for _, label in ranks]).equal(alone[1])
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_samples_in_their_order_and_by_number(resident):
+    images = np.random.default_rng(0).integers(0, 256, (10, 1, 4, 4), dtype=np.uint8)
+    data = open_dataset((images, np.arange(10) % 3), resident=resident)
+    batches = list(data.batches(4, epochs=1, shuffle=False, workers=0))
+    assert [len(x) for x, _ in batches] == [4, 4, 2]
+    assert (torch.cat([x for x, _ in batches]).numpy() == images).all()
+    assert torch.cat([label for _, label in batches]).tolist() == [i % 3 for i in range(10)]
+    assert sorted(torch.cat([x for x, _ in data.batches(4, epochs=2, workers=0)]).flatten(1).sum(1).tolist()) == sorted(
+        2 * images.reshape(10, -1).sum(1).tolist()
+    )
+    x, label = data[-1]
+    assert ((x.numpy() == images[9]).all(), label) == (True, 0)
+    loaded = list(DataLoader(data, batch_size=4))
+    assert all(torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(loaded, batches, strict=True))
+    assert isinstance(open_dataset(images)[3], torch.Tensor)  # an image alone
+    assert len(list(open_dataset(images))) == 10
+    for index, error in ((10, IndexError), (-11, IndexError), (1.5, ValueError), (slice(2), ValueError)):
+        with pytest.raises(error, match="index: expected a"):
+            data[index]
+    loader = open_dataset(DataLoader(data, batch_size=3))
+    again = list(loader.batches(4, epochs=2))
+    assert [len(x) for x, _ in again] == [4] * 5
+    assert (torch.cat([x for x, _ in again]).numpy() == np.concatenate([images, images])).all()
+    assert [len(x) for x, _ in loader.batches(4, epochs=1, rank=1, world=2)] == [4]
+    with pytest.raises(TypeError, match="source: expected one that is read by index"):
+        loader[0]
 
 
 def test_streamed_is_resident_bit_for_bit():

@@ -40,6 +40,18 @@ def test_start_continues_an_uninterrupted_order(n, batch_size, start):
     assert (take(n, batch_size, 3, seed=5, start=start) == whole[start : start + 3 * batch_size]).all()
 
 
+@pytest.mark.parametrize(("batch_size", "epochs", "start", "world"), [(3, 1, 0, 1), (4, 2, 7, 1), (8, 3, 0, 2), (64, 1, 0, 3)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_epochs_end(batch_size, epochs, start, world, shuffle):
+    options = {"seed": 2, "start": start, "shuffle": shuffle}
+    whole = take(10, 1, 10 * epochs - start, **options)
+    ranks = [list(index_batches(10, batch_size, epochs=epochs, rank=r, world=world, **options)) for r in range(world)]
+    parts = [rank[i] for i in range(len(ranks[0])) for rank in ranks if i < len(rank)]
+    assert (np.concatenate(parts) == whole).all()
+    assert all(len(part) == batch_size for part in parts[:-1])
+    assert shuffle or (whole == np.tile(np.arange(10), epochs)[start:]).all()
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_global_batch(world):
     ranks = [list(islice(index_batches(10, 2, seed=1, start=3, rank=r, world=world), 7)) for r in range(world)]

@@ -36,6 +36,10 @@ vae = fastgen.VAE(input_dim=784, latent_dim=16, likelihood="gaussian", std=0.5)
 assert_type(vae.encode(torch.rand(8, 784)), tuple[Tensor, Tensor])
 assert_type(vae.elbo(torch.rand(8, 784)), Tensor)
 assert_type(vae.sample(4), Tensor)
+assert_type(vae.reconstruct(torch.rand(8, 784)), Tensor)
+codes = torch.cat([vae.encode(x)[0] for x, _ in data.batches(64, epochs=1, shuffle=False)])
+sample = data[0]
+loaded = torch.utils.data.DataLoader(data, batch_size=4)
 autoencoder = fastgen.ConvVAE(1, 28, 16)
 fastgen.VAEObjective(vae)
 
