@@ -22,10 +22,11 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
     if find_spec("triton"):
-        from proof.interpreter import quicken, round_products_once
+        from proof.interpreter import quicken, round_as_on_a_gpu, round_products_once
 
         quicken()
         round_products_once()
+        round_as_on_a_gpu()
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, quotient, remaining
 from fastgen_kernels.blocks_triton import cover, noise, offsets, splits
 from fastgen_kernels.element_losses_triton import element_loss, slope, times_weight
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like
@@ -53,7 +53,7 @@ def forward_kernel(
             pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
             target = load_target(x0_ptr, x0_at, inside, normal[w], alpha, sigma, TARGET, SIGNAL).to(COMPUTE)
             total += tl.where(inside, element_loss(pred - target, KIND), 0.0)
-    loss = times_weight(tl.sum(total, 1)[:, None] / E, weight_ptr, n, N)
+    loss = times_weight(quotient(tl.sum(total, 1)[:, None], E), weight_ptr, n, N)
     tl.store(loss_ptr + n * tl.num_programs(1) + tl.program_id(1), loss, exists)
 
 
@@ -73,7 +73,7 @@ def backward_kernel(
     Q = tl.cast(Q, tl.int64)
     alpha = tl.load(alpha_ptr + n * alpha_stride, n < N)
     sigma = tl.load(sigma_ptr + n * sigma_stride, n < N)
-    delement = times_weight(tl.load(dloss_ptr + n * dloss_stride, n < N), weight_ptr, n, N) / E
+    delement = quotient(times_weight(tl.load(dloss_ptr + n * dloss_stride, n < N), weight_ptr, n, N), E)
     normal = noise(load_key(key_ptr, n, n < N), first, j, C, S, QUARTERS)
     for w in tl.static_range(4):
         inside = (n < N) & (j < Q - first) & (first + w * Q + j < E)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, quotient, rounded
 from fastgen_kernels.blocks_triton import splits
 from fastgen_kernels.element_losses_triton import element_loss, slope, times_weight
 from fastgen_kernels.elements_triton import element_tile, offset_of
@@ -38,7 +38,7 @@ def forward_kernel(
         pred = tl.load(pred_ptr + pred_at, inside).to(COMPUTE)
         target = tl.load(target_ptr + target_at, inside).to(COMPUTE)
         total += tl.where(inside, element_loss(pred - target, KIND), 0.0)
-    loss = times_weight(tl.sum(total, 1)[:, None] / E, weight_ptr, n, N)
+    loss = times_weight(quotient(tl.sum(total, 1)[:, None], E), weight_ptr, n, N)
     tl.store(loss_ptr + n * tl.num_programs(1) + tl.program_id(1), loss, n < N)
 
 
@@ -53,7 +53,7 @@ def backward_kernel(
     tiles = tl.cdiv(E, BLOCK)
     n = ((tl.program_id(0) // tiles).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     e = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    delement = times_weight(tl.load(dloss_ptr + n * dloss_stride, n < N), weight_ptr, n, N) / E
+    delement = quotient(times_weight(tl.load(dloss_ptr + n * dloss_stride, n < N), weight_ptr, n, N), E)
 
     inside = (n < N) & (e < E)
     pred_at = n * pred_strides[0] + offset_of(e, S, pred_strides, PRED_FLAT)

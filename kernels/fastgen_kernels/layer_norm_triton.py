@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, reciprocal_deviation, remaining, rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, quotient, reciprocal_deviation, remaining, rounded
 from fastgen_kernels.dispatch import processors
 from fastgen_kernels.layout import as_rows, compute_dtype
 from fastgen_kernels.recording import launch
@@ -33,7 +33,7 @@ def centred(h, mean, inside, C: tl.constexpr):
     """h - mean less its own mean, 0 outside. The mean is a number that rounding took away from that of h: of a large one the
     second step takes the rest."""
     d = tl.where(inside, h - mean[:, None], 0.0)
-    return tl.where(inside, d - tl.sum(d, 1)[:, None] / C, 0.0)
+    return tl.where(inside, d - quotient(tl.sum(d, 1), C)[:, None], 0.0)
 
 
 @triton.jit
@@ -59,9 +59,9 @@ def forward_kernel(
             tl.store(row((total_ptr, C // UNIT), r, UNIT) + c, h, inside)
         h = h.to(COMPUTE)
 
-        mean = tl.sum(tl.where(inside, h, 0.0), 1) / C
+        mean = quotient(tl.sum(tl.where(inside, h, 0.0), 1), C)
         d = centred(h, mean, inside, C)
-        rstd = reciprocal_deviation(tl.sum(d * d, 1) / C, eps, COMPUTE)
+        rstd = reciprocal_deviation(quotient(tl.sum(d * d, 1), C), eps, COMPUTE)
         tl.store(statistics_ptr + r, mean, here)
         tl.store(statistics_ptr + R + r, rstd, here)
 
@@ -100,7 +100,7 @@ def backward_kernel(
         if dx_ptr is not None:
             if weight_ptr is not None:
                 p *= weight
-            dx = rstd * (p - tl.sum(p, 1)[:, None] / C - xhat * (tl.sum(p * xhat, 1)[:, None] / C))
+            dx = rstd * (p - quotient(tl.sum(p, 1), C)[:, None] - xhat * quotient(tl.sum(p * xhat, 1), C)[:, None])
             if dtotal_ptr is not None:
                 dx += tl.load(row((dtotal_ptr, dtotal_stride), r, UNIT) + c, inside)
             tl.store(row((dx_ptr, C // UNIT), r, UNIT) + c, rounded(dx, dx_ptr.dtype.element_ty), inside)

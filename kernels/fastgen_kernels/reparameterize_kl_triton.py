@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, exp_remainder, exponential, remaining
 from fastgen_kernels.blocks_triton import cover, noise, offsets, splits
 from fastgen_kernels.layout import as_ncs, compute_dtype, empty_like, like
 from fastgen_kernels.noise_triton import load_key
@@ -25,13 +25,7 @@ def exp_minus_1_minus(x, exp_x):
     """exp(x) - 1 - x, without the cancellation near 0; in fp64 as it stands, whose digits suffice."""
     if x.dtype == tl.float64:
         return exp_x - 1.0 - x
-    p = 0.00019875630849965856
-    p = p * x + 0.0013981997387840295
-    p = p * x + 0.008333452167739105
-    p = p * x + 0.04166579594126102
-    p = p * x + 0.16666665455856158
-    p = p * x + 0.5000000120139861
-    return tl.where(tl.abs(x) < 0.5, x * x * p, exp_x - 1.0 - x)
+    return tl.where(tl.abs(x) < 0.5, x * x * exp_remainder(x), exp_x - 1.0 - x)
 
 
 @triton.jit
@@ -63,8 +57,8 @@ def forward_kernel(
             logvar = clamped(tl.load(logvar_ptr + logvar_at, inside).to(COMPUTE), LOW, HIGH)
             eps = normal[w] if DRAW else tl.load(eps_ptr + out, inside).to(COMPUTE)
 
-            std = tl.exp(0.5 * logvar)
-            word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, tl.exp(logvar)))
+            std = exponential(0.5 * logvar)
+            word = 0.5 * (mu * mu + exp_minus_1_minus(logvar, exponential(logvar)))
             if SUM:
                 kl = tl.where(inside, kl + word, kl)
             else:
@@ -100,7 +94,7 @@ def backward_kernel(
         logvar_at = n * logvar_strides[0] + offsets(w, first, j, C, S, Q, logvar_strides, FLAT, QUARTERS)
         given = tl.load(logvar_ptr + logvar_at, inside).to(COMPUTE)
         logvar = clamped(given, LOW, HIGH)
-        std = tl.exp(0.5 * logvar)
+        std = exponential(0.5 * logvar)
 
         dmu = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
         dlogvar = tl.zeros((SAMPLES, BLOCKS), COMPUTE)
@@ -113,7 +107,7 @@ def backward_kernel(
             if not SUM:
                 dkl = tl.load(dkl_ptr + out, inside)
             dmu += dkl * tl.load(mu_ptr + mu_at, inside).to(COMPUTE)
-            dlogvar += 0.5 * dkl * (exp_minus_1_minus(logvar, tl.exp(logvar)) + logvar)
+            dlogvar += 0.5 * dkl * (exp_minus_1_minus(logvar, exponential(logvar)) + logvar)
         dlogvar = tl.where((given >= LOW) & (given <= HIGH), dlogvar, 0.0)
         tl.store(dmu_ptr + out, dmu, inside)
         tl.store(dlogvar_ptr + out, dlogvar, inside)

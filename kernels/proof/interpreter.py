@@ -32,6 +32,9 @@ _ACCESSES: dict[str, tuple[Kind, int, int | None, int | None]] = {
 }
 
 
+SMALLEST = 2.0**-126  # normal number of fp32
+
+
 @dataclass(frozen=True)
 class Access:
     """One load, store or atomic of one program."""
@@ -244,6 +247,48 @@ def round_products_once() -> None:
         return interpreter.TensorHandle(product.astype(total.data.dtype), total.dtype.scalar)
 
     interpreter_builder.create_dot = dot
+
+
+def round_as_on_a_gpu() -> None:
+    """For the rest of the process, fp32's exp, exp2, square root and division are as inexact as PTX lets them be: of ex2.approx,
+    sqrt.approx and rcp.approx a unit in the last place, taken as the farther of the two neighbours of the exact result; exp(x) is
+    ex2 of the rounded x log2(e), a / b is a times the reciprocal of b. tl.sqrt_rn and tl.div_rn are correctly rounded.
+    Source: PTX ISA, floating-point instructions; Triton's lowering of tl.exp and of /."""
+
+    def inexact(method: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        original = getattr(interpreter_builder, method)
+
+        def unary(x):
+            if x.data.dtype != np.float32:
+                return original(x)
+            with np.errstate(all="ignore"):
+                return interpreter.TensorHandle(_farther(function(x.data)), x.dtype.scalar)
+
+        setattr(interpreter_builder, method, unary)
+
+    def divide(a, b):
+        if a.data.dtype != np.float32:
+            return divide_exactly(a, b)
+        with np.errstate(all="ignore"):
+            reciprocal = _farther(1 / b.data.astype(np.float64))
+            product, exact = a.data * reciprocal, a.data / b.data
+            inside = np.isfinite(product) & (np.abs(reciprocal) >= SMALLEST)  # div.full scales what would leave the range
+        return interpreter.TensorHandle(np.where(inside, product, exact).astype(np.float32), a.dtype.scalar)
+
+    log2_e = np.float32(math.log2(math.e))
+    divide_exactly = interpreter_builder.create_fdiv
+    inexact("create_exp", lambda x: np.exp2((x * log2_e).astype(np.float64)))
+    inexact("create_exp2", lambda x: np.exp2(x.astype(np.float64)))
+    inexact("create_sqrt", lambda x: np.sqrt(x.astype(np.float64)))
+    interpreter_builder.create_fdiv = divide
+
+
+def _farther(exact: np.ndarray) -> np.ndarray:
+    """The farther of the two numbers of fp32 beside each of fp64; what fp32 holds, and what is not a normal number, as it is."""
+    near = exact.astype(np.float32)
+    beyond = np.nextafter(near, np.where(exact > near, np.inf, -np.inf).astype(np.float32))
+    normal = np.isfinite(near) & np.isfinite(beyond) & (np.abs(near) >= SMALLEST) & (exact != near)
+    return np.where(normal, beyond, near).astype(np.float32)
 
 
 def _require_interpreter() -> None:

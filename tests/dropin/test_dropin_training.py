@@ -52,10 +52,12 @@ def in_processes(worker, *arguments):
 def _start(rank, worker, address, *arguments):
     torch.set_num_threads(1)
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-        from proof.interpreter import quicken, round_products_once  # as in conftest.py, which these processes do not import
+        # As in conftest.py, which these processes do not import.
+        from proof.interpreter import quicken, round_as_on_a_gpu, round_products_once
 
         quicken()
         round_products_once()
+        round_as_on_a_gpu()
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     try:
         worker(rank, *arguments)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fastgen.functional import attention, group_norm, noise_key, philox_normal
+from fastgen_kernels.arithmetic_triton import exponential
 from proof.laboratory.accuracy import results
 from proof.laboratory.broken_triton import gated
 from proof.laboratory.device import interpreter_only
@@ -35,7 +36,7 @@ def digest():
 
 
 def test_the_same_bits_as_without():
-    code = "from proof.interpreter import round_products_once; round_products_once()\n"
+    code = "from proof.interpreter import round_as_on_a_gpu, round_products_once; round_as_on_a_gpu(); round_products_once()\n"
     code += "from tests.proof.test_interpreter import digest; print(digest())"
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     slow = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -65,3 +66,35 @@ def test_pointers_of_one_shape_and_several_types():
     out, x, y = torch.empty(4, dtype=torch.float64), torch.arange(4.0), torch.arange(4, dtype=torch.float64)
     pointers_of_two_types[(1,)](out, x, y, N=4)
     assert out.equal(x + y)
+
+
+@triton.jit
+def inexact_functions(out_ptr, x_ptr, y_ptr, N: tl.constexpr, PRECISE: tl.constexpr):
+    i = tl.arange(0, N)
+    x, y = tl.load(x_ptr + i), tl.load(y_ptr + i)
+    if PRECISE:
+        tl.store(out_ptr + i, tl.div_rn(x, y))
+        tl.store(out_ptr + N + i, tl.sqrt_rn(x))
+        tl.store(out_ptr + 2 * N + i, exponential(y))
+    else:
+        tl.store(out_ptr + i, x / y)
+        tl.store(out_ptr + N + i, tl.sqrt(x))
+        tl.store(out_ptr + 2 * N + i, tl.exp(y))
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_rounding_of_a_gpu(precise):
+    """Units in the last place: at most 2.5 of a quotient, 1 of a root, |x| and 1.5 of exp; what is precise has at most 1/2, our
+    exponential 1; what fp32 holds exactly, such as quotients by powers of 2, is exact."""
+    x, y = 10 * torch.rand(512) + 0.1, 20 * torch.rand(512) - 10
+    out = torch.empty(3, 512)
+    inexact_functions[(1,)](out, x, y, N=512, PRECISE=precise)
+    exact = torch.stack([x.double() / y.double(), x.double().sqrt(), y.double().exp()])
+    unit = 2.0 ** (exact.abs().log2().floor() - 23)
+    errors = ((out - exact) / unit).abs()
+    most = torch.tensor([[0.5], [0.5], [1.0]] if precise else [[2.5], [1.0], [11.5]]).double()
+    assert (errors <= most + 1e-6).all()
+    if not precise:
+        assert (errors.max(1).values > torch.tensor([1.0, 0.9, 5.0])).all()
+    inexact_functions[(1,)](out, x, torch.full((512,), 4.0), N=512, PRECISE=precise)
+    assert (out[0] == x / 4).all()

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, remaining, rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, quotient, remaining, rounded
 from fastgen_kernels.autotune import fastest
 from fastgen_kernels.group_norm.plan import Plan, plans, power_of_2, spills_sooner
 from fastgen_kernels.group_norm.tiles_triton import (
@@ -117,8 +117,8 @@ def store_sums(sums_ptr, plane, at, here, sum_p, sum_xhat_p, sum_xhat, PRE_BIAS:
 def group_means(moments_ptr, sum_p, sum_xhat_p, gain, n, c, C, S, here, GROUP: tl.constexpr, CHANNELS: tl.constexpr):
     """sum(a p) / M and sum(a xhat p) / M of the groups of channels c, stored for the gradients of what is given for a channel."""
     count = tl.cast(S, gain.dtype) * GROUP
-    mean_p = over_group(tl.where(here, gain * sum_p, 0.0), GROUP, CHANNELS) / count
-    mean_xhat_p = over_group(tl.where(here, gain * sum_xhat_p, 0.0), GROUP, CHANNELS) / count
+    mean_p = quotient(over_group(tl.where(here, gain * sum_p, 0.0), GROUP, CHANNELS), count)
+    mean_xhat_p = quotient(over_group(tl.where(here, gain * sum_xhat_p, 0.0), GROUP, CHANNELS), count)
     if moments_ptr is not None:
         at = moments_ptr + (n * (C // GROUP) + c // GROUP) * 2
         tl.store(at, mean_p, here)
@@ -243,8 +243,8 @@ def merge_kernel(
         mean_p += tl.where(here, gain * sum_p, 0.0)
         mean_xhat_p += tl.where(here, gain * sum_xhat_p, 0.0)
     count = tl.cast(S, COMPUTE) * GROUP
-    tl.store(moments_ptr + slab * 2, tl.sum(mean_p, 0) / count)
-    tl.store(moments_ptr + slab * 2 + 1, tl.sum(mean_xhat_p, 0) / count)
+    tl.store(moments_ptr + slab * 2, quotient(tl.sum(mean_p, 0), count))
+    tl.store(moments_ptr + slab * 2 + 1, quotient(tl.sum(mean_xhat_p, 0), count))
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, reciprocal_deviation, remaining, rounded
+from fastgen_kernels.arithmetic_triton import TRITON_DTYPE, quotient, reciprocal_deviation, remaining, rounded
 from fastgen_kernels.autotune import fastest
 from fastgen_kernels.group_norm.plan import Plan, plans
 from fastgen_kernels.group_norm.tiles_triton import (
@@ -74,7 +74,7 @@ def channel_statistics(
     j = tl.arange(0, WIDTH)[None, :]
     inside = (i < remaining(start, stop, HEIGHT)) & here[None, :]
     h = load_sum(x, residual, total, pre_bias, n, c, start, i, j, inside, COMPUTE, WIDE)
-    mean = tl.sum(tl.where(inside, h, 0.0), 0) / remaining(start, stop, HEIGHT)
+    mean = quotient(tl.sum(tl.where(inside, h, 0.0), 0), remaining(start, stop, HEIGHT))
     means = tl.where(inside, h - mean[None, :], 0.0)
     squares = tl.zeros((HEIGHT, WIDTH), COMPUTE)
     tiles = tl.cdiv(stop - start, HEIGHT)
@@ -83,11 +83,11 @@ def channel_statistics(
         inside = (i < remaining(s, stop, HEIGHT)) & here[None, :]
         h = load_sum(x, residual, total, pre_bias, n, c, s, i, j, inside, COMPUTE, WIDE)
         d = tl.where(inside, h - mean[None, :] - means, 0.0)
-        new = 1.0 / tl.cast(k + 1, COMPUTE)
+        new = quotient(tl.cast(1.0, COMPUTE), k + 1)
         means += d * new
         squares += d * d * (1.0 - new)
     counts = tl.where(i < remaining(start + (tiles - 1) * HEIGHT, stop, HEIGHT), tiles, tiles - 1)
-    rest = tl.sum(means * counts, 0) / (stop - start)
+    rest = quotient(tl.sum(means * counts, 0), stop - start)
     d = means - rest[None, :]
     mean, rest = settled(mean, rest)
     return mean, rest, tl.sum(squares + d * d * counts, 0)
@@ -130,10 +130,10 @@ def held_kernel(
         inside = (i < S) & here[None, :]
         pre_bias = load_pre_bias(pre_bias_ptr, pre_bias_strides, n, c + j, here, COMPUTE)
         h = load_sum(x, residual, total, pre_bias, n, c, 0, i, j[None, :], inside, COMPUTE, WIDE)
-        mean = over_group(tl.sum(tl.where(inside, h, 0.0), 0), GROUP, CHANNELS) / count
+        mean = quotient(over_group(tl.sum(tl.where(inside, h, 0.0), 0), GROUP, CHANNELS), count)
         d = tl.where(inside, h - mean[None, :], 0.0)
-        rest = over_group(tl.sum(d, 0), GROUP, CHANNELS) / count
-        var = over_group(tl.sum(d * d, 0), GROUP, CHANNELS) / count - rest * rest
+        rest = quotient(over_group(tl.sum(d, 0), GROUP, CHANNELS), count)
+        var = quotient(over_group(tl.sum(d * d, 0), GROUP, CHANNELS), count) - rest * rest
         rstd = reciprocal_deviation(var, eps, COMPUTE)
         store_statistics(statistics_ptr, n, c + j, C, here, mean, rest, rstd, GROUP)
 
@@ -163,12 +163,13 @@ def streamed_kernel(
         of_channel, of_rest, m2 = channel_statistics(
             x, residual, total, pre_bias, n, c, 0, stop, here, COMPUTE, WIDE, HEIGHT, WIDTH
         )
-        mean = over_group(of_channel, GROUP, CHANNELS) / GROUP
+        mean = quotient(over_group(of_channel, GROUP, CHANNELS), GROUP)
         d = tl.where(here, (of_channel - mean) + of_rest, 0.0)
-        rest = over_group(d, GROUP, CHANNELS) / GROUP
+        rest = quotient(over_group(d, GROUP, CHANNELS), GROUP)
         d = tl.where(here, d - rest, 0.0)
         mean, rest = settled(mean, rest)
-        rstd = reciprocal_deviation(over_group(m2 + d * d * count, GROUP, CHANNELS) / (count * GROUP), eps, COMPUTE)
+        m2 = over_group(m2 + d * d * count, GROUP, CHANNELS)
+        rstd = reciprocal_deviation(quotient(m2, count * GROUP), eps, COMPUTE)
         store_statistics(statistics_ptr, n, c + j, C, here, mean, rest, rstd, GROUP)
 
         gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, scale_strides, shift_ptr, shift_strides, n, c + j, here, COMPUTE)
@@ -220,7 +221,7 @@ def merge_kernel(
         count = tl.minimum(S - part * SPAN, SPAN)
         d = (tl.load(first + at, here) - mean) + tl.load(first + plane + at, here)
         total += tl.where(here, count * d, 0.0)
-    rest = tl.sum(total, 0) / size
+    rest = quotient(tl.sum(total, 0), size)
 
     left = tl.zeros((BLOCK,), COMPUTE)  # what rounding has lost of the rest
     total = tl.zeros((BLOCK,), COMPUTE)
@@ -233,8 +234,8 @@ def merge_kernel(
     mean, rest = settled(mean, rest)
     statistics = statistics_ptr + slab * 3
     tl.store(statistics, mean)
-    tl.store(statistics + 1, rest + tl.sum(left, 0) / size)
-    tl.store(statistics + 2, reciprocal_deviation(tl.sum(total, 0) / size, eps, COMPUTE))
+    tl.store(statistics + 1, rest + quotient(tl.sum(left, 0), size))
+    tl.store(statistics + 2, reciprocal_deviation(quotient(tl.sum(total, 0), size), eps, COMPUTE))
 
 
 @triton.jit
