@@ -209,6 +209,9 @@ class TrainConfig:
     """Launch a whole step as one CUDA graph. auto: on a GPU, in one process, where nothing stands against it."""
     shard: bool = False
     """Under torchrun, shard weights, gradients, optimizer and average over the ranks (FSDP2), instead of copying them (DDP)."""
+    rank_timeout: float = 10.0
+    """Under torchrun, minutes for which a rank may be silent, because it was stopped or its machine is gone; then training ends
+    with a line that names it. A rank that draws samples, writes or compiles is not silent."""
     threads: int | None = None
     """Processor threads, at most one a core; torch's choice when not given. Small models are faster with few."""
     seed: int = 0
@@ -238,6 +241,7 @@ class TrainConfig:
         expect("betas", self.betas, all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         expect("ema", self.ema, 0 <= self.ema < 1, "a number in [0, 1)")
         expect("threads", self.threads, self.threads is None or self.threads >= 1, "a whole number >= 1")
+        expect("rank_timeout", self.rank_timeout, 0 < self.rank_timeout < math.inf, "minutes > 0")
         expect("max_minutes", self.max_minutes, self.max_minutes is None or self.max_minutes > 0, "minutes > 0")
         expect(
             "accumulation",

@@ -25,6 +25,7 @@ from fastgen.optim import AdamWEMA
 from fastgen.runs import checkpoint
 from fastgen.runs.run import describe
 from fastgen.training.data import describe_data, digest_of, ended_reader, expecting_readers, open_training_data, report_broken
+from fastgen.training.heartbeat import heartbeat
 from fastgen.training.host import Interruption, keep_freed_memory
 from fastgen.training.lock import locked
 from fastgen.training.metrics_log import expect_writer, plot_loss
@@ -155,7 +156,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
             if rank() == 0:
                 progress.look(preview, step)
 
-    with expecting_readers(), locked(out, new=not resume), Interruption() as interruption, ExitStack() as opened:
+    with (
+        expecting_readers(), locked(out, new=not resume), heartbeat(config.rank_timeout), Interruption() as interruption,
+        ExitStack() as opened,
+    ):  # fmt: skip
         step = 0
         if resume:
             step = restore_state(out, model, optimizer, description, scaler)

@@ -250,6 +250,7 @@ CASES = [
             "seed": (-1, 0.5, 2**63),
             "threads": (0, 1.5),
             "max_minutes": (0.0, NAN, "5"),
+            "rank_timeout": (0.0, NAN, "5"),
             "log_to": ("stdout",),
             "keep": (0, 1.5),
             "data": (None, "mnist"),

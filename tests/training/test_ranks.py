@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -164,6 +165,27 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(runs, tmp_path):
     assert len(re.findall("to draw more", out)) == 1
     assert manifest(tmp_path / "run", DROPOUT.steps) == manifest(runs / "dropout", DROPOUT.steps)
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line] == list(range(1, 25))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the ranks in /proc")
+@pytest.mark.parametrize("silent", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_silent_rank_is_named(silent, tmp_path):
+    """The others do not wait for a rank that was stopped longer than they were told; torchrun ends it, too."""
+    process = begin(dataclasses.replace(PLAIN, steps=100_000, rank_timeout=0.05), tmp_path)
+    wait_past(process, tmp_path / "run", 3)
+    stopped = ranks_of(process)[silent]
+    send(process, silent, signal.SIGSTOP)
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() < began + 60:
+        with contextlib.suppress(KeyError, FileNotFoundError, ProcessLookupError):
+            if 1 - silent not in ranks_of(process):
+                os.kill(stopped, signal.SIGKILL)  # torchrun would, 30 s later
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    # Through the store that rank 0 holds nothing can be learnt of others when it is stopped.
+    who = f"rank 1 (process {stopped} on {socket.gethostname()})" if silent else "the store of rank 0 at localhost"
+    assert f"fastgen: error: {who} has been silent for 3 s" in err
 
 
 @pytest.mark.slow
