@@ -93,6 +93,38 @@ def check_batches(
     expect("rank", rank, 0 <= rank < world, f"a number from 0, below world {world}")
 
 
+class Relabelled(SampleDataset):
+    """A data set whose labels skip numbers, with consecutive ones: kept[i] becomes i. kept: int64 (K,), the labels that occur, in
+    their order."""
+
+    def __init__(self, data: SampleDataset, kept: torch.Tensor):
+        self.data, self.shape, self.kind, self.features = data, data.shape, data.kind, data.features
+        self.kept = kept
+        self.numbers = torch.zeros(data.num_classes or 0, dtype=torch.int64)
+        self.numbers[kept] = torch.arange(len(kept))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        x, label = self.data[index]
+        return x, int(self.numbers[label])
+
+    @property
+    def classes(self) -> list[str] | None:
+        names = self.data.classes or []
+        return [names[label] for label in self.kept.tolist()]
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        return self.data.broken
+
+    def batches(self, batch_size: int, *, device: str | torch.device = "cpu", **options: Any) -> Iterator[Batch]:
+        numbers = self.numbers.to(device)
+        for x, label in self.data.batches(batch_size, device=device, **options):
+            yield x, None if label is None else numbers.index_select(0, label)
+
+
 class Unlabelled(SampleDataset):
     """A data set without its labels, for a model that takes none."""
 

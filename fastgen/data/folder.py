@@ -66,6 +66,20 @@ class FolderSource:
                 continue
         return None
 
+    def sizes(self, most: int = 2000) -> list[tuple[int, int]]:
+        """Width and height of the images that can be opened, of at most so many that are spread over all. Raises ValueError
+        without one."""
+        found = []
+        for path in self.paths[:: -(-len(self.paths) // most)]:
+            try:
+                with Image.open(path) as image:
+                    found.append(image.size)
+            except Exception:
+                continue
+        if not found:
+            raise ValueError(f"source: expected images that can be opened, got none in {self.folder}")
+        return found
+
     def name(self, index: int) -> str:
         """The path of the file relative to the folder."""
         return os.path.relpath(self.paths[index], self.folder)

@@ -6,6 +6,7 @@ arguments, which `model_arguments` derives from the configuration and the data's
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,16 @@ def is_own(config: TrainConfig) -> bool:
     """Whether the model's layers are fastgen's, which are known not to wait for the GPU and to work on tensors without data;
     diffusers' may do otherwise."""
     return _ARGUMENTS[type(config.model)][0] != "DiffusersUNet"
+
+
+def side_multiple(config: TrainConfig) -> int:
+    """What the sides of images must be multiples of, for the model and what it sees beside the noise."""
+    model, condition = config.model, make_condition(config.diffusion)
+    if isinstance(model, UNetConfig):
+        return math.lcm(_multiple(model), condition.factor if isinstance(condition, LowResolution) else 1)
+    if isinstance(model, ConvVAEConfig):
+        return 2 ** (len(model.multipliers) - 1)
+    return 2 ** (len(model.unet.get("block_out_channels", (1,))) - 1) if isinstance(model, DiffusersConfig) else 1
 
 
 def refuses_labels(config: TrainConfig) -> bool:

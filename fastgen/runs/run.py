@@ -398,6 +398,11 @@ def find_values(path: Path) -> Values | None:
     return from_document(checkpoint.load_document(find_checkpoint(path), "config").get("values"))
 
 
+def num_classes_of(path: Path) -> int:
+    """How many classes the last checkpoint of a run knows; 0 without labels. Raises ValueError where there is none."""
+    return len(checkpoint.load_document(find_checkpoint(path), "config").get("classes") or [])
+
+
 def find_checkpoint(path: Path, step: int | None = None) -> Path:
     """The folder of the last checkpoint of a run, or of the one at `step`. Raises ValueError where there is none."""
     steps = checkpoint.steps(path / "checkpoints")

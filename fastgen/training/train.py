@@ -24,7 +24,15 @@ from fastgen.models.build import is_own, make_model, make_objective
 from fastgen.optim import AdamWEMA
 from fastgen.runs import checkpoint
 from fastgen.runs.run import describe
-from fastgen.training.data import describe_data, digest_of, ended_reader, expecting_readers, open_training_data, report_broken
+from fastgen.training.data import (
+    describe_data,
+    digest_of,
+    ended_reader,
+    expecting_readers,
+    open_training_data,
+    report_broken,
+    sized,
+)
 from fastgen.training.heartbeat import heartbeat
 from fastgen.training.host import Interruption, keep_freed_memory
 from fastgen.training.lock import locked
@@ -97,6 +105,9 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, init_from: Pa
     if device.type == "cpu":
         keep_freed_memory()
 
+    config, chosen = sized(config)
+    if chosen and rank() == 0:
+        print(chosen)
     data, held_out, values = open_training_data(config, out if resume else None)
     description = describe(config, data.shape, data.num_classes, data.classes, values)
     digest = digest_of(data, device, config.data.workers)
