@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fastgen.dropin.swap import Swapped
+from fastgen.dropin.swap import Swapped, patched
 
 
 class Block(Swapped, nn.Module):
@@ -20,6 +20,10 @@ class Block(Swapped, nn.Module):
     def obstacle(cls, module: Any) -> str | None:
         """Why a module is left as it is; None where it is not."""
         raise NotImplementedError
+
+    def fits(self) -> bool:
+        """Whether nothing that the mixin computes in place of calling it was changed since."""
+        return not patched(self) and self.obstacle(self) is None
 
     @classmethod
     def learn(cls, module: Any) -> None:

@@ -1,4 +1,4 @@
-"""The blocks of diffusers' UNets and autoencoders. They know their former class by its attributes alone: diffusers need not be
+"""The blocks of diffusers' UNets and autoencoders. They know their former class by its name and its source: diffusers need not be
 installed. Whatever they are not made for goes to the former forward."""
 
 from typing import Any
@@ -7,16 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.dropin.block import Block
-from fastgen.dropin.diffusers_sources import FUSED, find_processors, processor_kind
+from fastgen.dropin.diffusers_sources import FUSED, find_processors, full_name, processor_kind, unknown_source
 from fastgen.dropin.norms import is_group_norm, normalize, normalize_beside, normalize_embedded
-from fastgen.dropin.swap import overridden, plain
+from fastgen.dropin.swap import overridden, overrides, plain
 from fastgen.functional import add_layer_norm, attention, attention_qkv, geglu
 from fastgen_kernels.layout import channels_last, like
 
 
-class ResnetBlock2D(Block):
+class DiffusersBlock(Block):
+    """A mixin for the class of this name, and for those derived from it that compute nothing else."""
+
+    of: str
+
+    @classmethod
+    def unknown(cls, former: Any) -> str | None:
+        known = next((base for base in former.__mro__ if full_name(base) == cls.of), None)
+        if known is None:
+            return f"its class is not {cls.of}"
+        others = overrides(former, known)
+        return f"its class has a {others[0]} of its own" if others else unknown_source(known)
+
+
+class ResnetBlock2D(DiffusersBlock):
     """norm1 + SiLU; the time embedding + norm2 + SiLU; the sum of both branches, not divided where the divisor is 1."""
 
+    of = "diffusers.models.resnet.ResnetBlock2D"
     fuses = "norm1 + SiLU; time embedding + norm2 + SiLU; sum without division"
 
     @classmethod
@@ -31,7 +46,7 @@ class ResnetBlock2D(Block):
         way = self.time_embedding_norm  # any other than these two leaves the embedding out
         embeds = temb is not None and temb.dim() == 2 and self.time_emb_proj is not None and way in ("default", "scale_shift")
         known = input_tensor.dim() == 4 and (embeds or (temb is None and way != "scale_shift"))
-        if not known or self.obstacle(self):
+        if not known or not self.fits():
             return super().forward(input_tensor, temb, *args, **kwargs)
         h, x = normalize_beside(self.norm1, input_tensor, activation="silu")
         for resample in (self.upsample, self.downsample):
@@ -50,9 +65,10 @@ class ResnetBlock2D(Block):
         return _divided(x + h, self.output_scale_factor)
 
 
-class Upsample2D(Block):
+class Upsample2D(DiffusersBlock):
     """In channels_last at any batch size: diffusers leaves it from 64 on, for PyTorch's kernel failed beyond 2³¹ elements."""
 
+    of = "diffusers.models.upsampling.Upsample2D"
     fuses = "channels_last at any batch size"
 
     @classmethod
@@ -62,7 +78,7 @@ class Upsample2D(Block):
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         x = hidden_states
         as_made = output_size is None and self.norm is None and self.interpolate and not self.use_conv_transpose
-        as_made = as_made and x.shape[1] == self.channels
+        as_made = as_made and x.shape[1] == self.channels and self.fits()
         if not as_made or not channels_last(x) or 4 * x.numel() >= 2**31:
             return super().forward(x, output_size, *args, **kwargs)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -71,9 +87,10 @@ class Upsample2D(Block):
         return self.conv(x) if self.name == "conv" else self.Conv2d_0(x)
 
 
-class Attention(Block):
+class Attention(DiffusersBlock):
     """Its group norm without transposes; attention by the faster of kernels and SDPA, of q, k and v where they lie."""
 
+    of = "diffusers.models.attention_processor.Attention"
     fuses = "group_norm and attention in place"
 
     @classmethod
@@ -101,7 +118,7 @@ class Attention(Block):
         x, context = hidden_states, encoder_hidden_states
         as_made = attention_mask is None and set(cross_attention_kwargs) <= {"temb"}  # which a spatial_norm reads
         as_made = as_made and x.dim() in (3, 4) and (context is None or context.shape[0] == x.shape[0])
-        if not as_made or self.obstacle(self):
+        if not as_made or not self.fits():
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
         h = x if x.dim() == 3 else x.flatten(2).transpose(1, 2)  # [N, T, C]
         if self.group_norm is not None:
@@ -125,9 +142,11 @@ class Attention(Block):
         return _divided(out + x if self.residual_connection else out, self.rescale_output_factor)
 
 
-class Transformer2DModel(Block):
+class Transformer2DModel(DiffusersBlock):
     """Of images in channels_last, tokens are a view: diffusers makes contiguous images of them."""
 
+    of = "diffusers.models.transformers.transformer_2d.Transformer2DModel"
+    stands_for = ("_get_output_for_continuous_inputs",)
     fuses = "channels_last images as tokens without copies"
 
     @classmethod
@@ -137,6 +156,9 @@ class Transformer2DModel(Block):
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
     ) -> Tensor:
+        if not self.fits():
+            return super()._get_output_for_continuous_inputs(hidden_states, residual, batch_size, height, width, inner_dim)  # type: ignore[misc]
+
         def image(tokens: Tensor) -> Tensor:
             return like(tokens.transpose(1, 2).reshape(batch_size, inner_dim, height, width), residual)
 
@@ -145,9 +167,10 @@ class Transformer2DModel(Block):
         return h + residual
 
 
-class BasicTransformerBlock(Block):
+class BasicTransformerBlock(DiffusersBlock):
     """Each sum is made by the layer norm that reads it."""
 
+    of = "diffusers.models.attention.BasicTransformerBlock"
     fuses = "sum + LayerNorm"
 
     @classmethod
@@ -172,7 +195,7 @@ class BasicTransformerBlock(Block):
         **kwargs: Any,
     ) -> Tensor:
         x, options = hidden_states, cross_attention_kwargs or {}
-        if {"gligen", "scale"} & set(options) or self._chunk_size is not None or x.dim() != 3 or self.obstacle(self):
+        if {"gligen", "scale"} & set(options) or self._chunk_size is not None or x.dim() != 3 or not self.fits():
             return super().forward(
                 x,
                 attention_mask,
@@ -193,9 +216,11 @@ class BasicTransformerBlock(Block):
         return self.ff(h) + x
 
 
-class GEGLU(Block):
+class GEGLU(DiffusersBlock):
     """Both halves of the projection are read where they lie."""
 
+    of = "diffusers.models.activations.GEGLU"
+    stands_for = ("forward", "gelu")
     fuses = "geglu"
 
     @classmethod
@@ -203,7 +228,7 @@ class GEGLU(Block):
         return "its gelu is replaced on the instance" if "gelu" in module.__dict__ else None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or self.obstacle(self):
+        if args or kwargs or not self.fits():
             return super().forward(hidden_states, *args, **kwargs)
         return geglu(self.proj(hidden_states))
 

@@ -10,23 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.dropin.block import Block
-from fastgen.dropin.norms import is_group_norm, normalize_beside, normalize_embedded
+from fastgen.dropin.norms import Sequential, is_group_norm, normalize_beside, normalize_embedded
 from fastgen.dropin.swap import overridden, overrides, plain
 from fastgen.functional import attention_qkv
 from fastgen_kernels.attention import Order
 
 
-@cache
 def is_group_norm32(cls: Any) -> bool:
     """Whether it is guided-diffusion's GroupNorm32, super().forward(x.float()).type(x.dtype), which group_norm computes without
     the casts."""
-    if cls.__name__ != "GroupNorm32" or _names(cls, "forward") != {"super", "forward", "float", "type", "dtype"}:
+    return cls.__name__ == "GroupNorm32" and _is_group_norm32(cls, cls.forward)
+
+
+@cache
+def _is_group_norm32(cls: Any, forward: Any) -> bool:
+    if _names(forward) != {"super", "forward", "float", "type", "dtype"}:
         return False
 
     def got() -> Tensor:
         norm: Any = cls.__new__(cls)
         nn.GroupNorm.__init__(norm, 2, 4, 0.1)
-        return cls.forward(_filled(norm), _example(2, 4, 6))
+        return forward(_filled(norm), _example(2, 4, 6))
 
     def expected() -> Tensor:
         return _filled(nn.GroupNorm(2, 4, 0.1))(_example(2, 4, 6))
@@ -34,26 +38,33 @@ def is_group_norm32(cls: Any) -> bool:
     return overrides(cls, nn.GroupNorm) == ["forward"] and _agree(got, expected)
 
 
-@cache
 def is_res_block(cls: Any) -> bool:
     """Whether it is guided-diffusion's ResBlock."""
+    return cls.__name__ == "ResBlock" and _is_res_block(getattr(cls, "_forward", None))
+
+
+@cache
+def _is_res_block(forward: Any) -> bool:
     known = {
         "updown", "in_layers", "h_upd", "x_upd", "emb_layers", "type", "dtype", "len", "shape", "use_scale_shift_norm",
         "out_layers", "th", "chunk", "skip_connection",
     }  # fmt: skip
-    if cls.__name__ != "ResBlock" or _names(cls, "_forward") != known:
+    if _names(forward) != known:
         return False
     return all(
-        _agree(lambda: cls._forward(block, *given), lambda: _residual(block, *given))  # noqa: B023
+        _agree(lambda: forward(block, *given), lambda: _residual(block, *given))  # noqa: B023
         for block, given in _res_blocks()
     )
 
 
-@cache
 def is_attention_block(cls: Any) -> bool:
     """Whether it is guided-diffusion's AttentionBlock."""
-    known = {"shape", "reshape", "qkv", "norm", "attention", "proj_out"}
-    if cls.__name__ != "AttentionBlock" or _names(cls, "_forward") != known:
+    return cls.__name__ == "AttentionBlock" and _is_attention_block(getattr(cls, "_forward", None))
+
+
+@cache
+def _is_attention_block(forward: Any) -> bool:
+    if _names(forward) != {"shape", "reshape", "qkv", "norm", "attention", "proj_out"}:
         return False
 
     def block() -> Any:
@@ -62,24 +73,30 @@ def is_attention_block(cls: Any) -> bool:
         return SimpleNamespace(attention=attention, **{name: _filled(layer) for name, layer in layers.items()})
 
     x = _example(2, 4, 3, 2)
-    return _agree(lambda: cls._forward(block(), x), lambda: _attended(block(), x, "qkv_major"))
+    return _agree(lambda: forward(block(), x), lambda: _attended(block(), x, "qkv_major"))
 
 
 class ResBlock(Block):
     """The embedding is added before the second norm, or scales and shifts what that gives."""
 
     fuses = "norm + SiLU; embedding + norm + SiLU"
+    stands_for = ("_forward",)
+
+    @classmethod
+    def unknown(cls, former: Any) -> str | None:
+        return None if is_res_block(former) else "its _forward is not guided-diffusion's"
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
         for name in ("in_layers", "out_layers"):
             layers = getattr(module, name)
-            if overridden(layers) or not is_group_norm(layers[0]) or overridden(layers[0]) or not plain(layers[1], nn.SiLU):
+            known = type(layers).forward in (nn.Sequential.forward, Sequential.forward) and not overridden(layers)
+            if not known or not is_group_norm(layers[0]) or overridden(layers[0]) or not plain(layers[1], nn.SiLU):
                 return f"its {name} begin with {', '.join(type(layer).__name__ for layer in layers[:2])}, or have hooks"
         return None
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.obstacle(self):
+        if not self.fits():
             return super()._forward(x, emb)  # type: ignore[misc]  # the former class has it
         return _residual(self, x, emb)
 
@@ -88,6 +105,11 @@ class AttentionBlock(Block):
     """q, k and v are read where the convolution wrote them, and the attention's weights are never stored."""
 
     fuses = "group_norm and attention in place"
+    stands_for = ("_forward",)
+
+    @classmethod
+    def unknown(cls, former: Any) -> str | None:
+        return None if is_attention_block(former) else "its _forward is not guided-diffusion's"
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
@@ -96,18 +118,20 @@ class AttentionBlock(Block):
                 return f"its {name} is called: {reason}"
         if not is_group_norm(module.norm):
             return f"its norm is {type(module.norm).__name__}"
-        return None if type(module.attention) in _ORDERS else f"its attention is {type(module.attention).__name__}"
+        attention: Any = type(module.attention)
+        known = attention in _ORDERS and attention.forward is _ORDERS[attention][0]
+        return None if known else f"its attention is {attention.__name__}"
 
     @classmethod
     def learn(cls, module: Any) -> None:
         attention: Any = type(module.attention)
         if order := _order(attention):
-            _ORDERS[attention] = order
+            _ORDERS[attention] = attention.forward, order
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self.obstacle(self):
+        if not self.fits():
             return super()._forward(x)  # type: ignore[misc]  # the former class has it
-        return _attended(self, x, _ORDERS[type(self.attention)])
+        return _attended(self, x, _ORDERS[type(self.attention)][1])
 
 
 def _residual(block: Any, x: Tensor, emb: Tensor) -> Tensor:
@@ -130,25 +154,26 @@ def _attended(block: Any, x: Tensor, order: Order) -> Tensor:
 
 
 _SCALED_DOT_PRODUCT = {"shape", "n_heads", "math", "sqrt", "th", "einsum", "softmax", "float", "type", "dtype", "reshape"}
-_ORDERS: dict[type, Order] = {}  # of the classes of attention that were met
+_ORDERS: dict[type, tuple[Any, Order]] = {}  # of the classes of attention that were met: their forward, and its order
+
+
+def _order(cls: Any) -> Order | None:
+    """How the channels of q, k and v follow one another; None for an attention of another kind."""
+    orders: dict[str, Order] = {"QKVAttentionLegacy": "head_major", "QKVAttention": "qkv_major"}
+    order = orders.get(cls.__name__)
+    return order if order is not None and _attends(cls.forward, order) else None
 
 
 @cache
-def _order(cls: Any) -> Order | None:
-    """How the channels of q, k and v follow one another; None for an attention of another kind."""
-    names = _names(cls, "forward")
-    order: Order = "head_major" if cls.__name__ == "QKVAttentionLegacy" else "qkv_major"
-    known = _SCALED_DOT_PRODUCT | ({"split"} if order == "head_major" else {"chunk", "view"})
-    if cls.__name__ not in ("QKVAttentionLegacy", "QKVAttention") or names != known:
-        return None
+def _attends(forward: Any, order: Order) -> bool:
+    if _names(forward) != _SCALED_DOT_PRODUCT | ({"split"} if order == "head_major" else {"chunk", "view"}):
+        return False
     qkv, attention = _example(2, 12, 5), SimpleNamespace(n_heads=2)
-    got: Callable[[], Tensor] = lambda: cls.forward(attention, qkv)  # noqa: E731
-    return order if _agree(got, lambda: attention_qkv(qkv, 2, order=order)) else None
+    return _agree(lambda: forward(attention, qkv), lambda: attention_qkv(qkv, 2, order=order))
 
 
-def _names(cls: type, method: str) -> set[str]:
-    """What a method's code reads, globals and attributes."""
-    function = getattr(cls, method, None)
+def _names(function: Any) -> set[str]:
+    """What a function's code reads, globals and attributes."""
     return set(function.__code__.co_names) if isinstance(function, FunctionType) else set()
 
 

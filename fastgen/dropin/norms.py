@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.dropin.swap import Swapped, overridden, plain
+from fastgen.dropin.swap import Swapped, overridden, patched, plain
 from fastgen.functional import add_group_norm, group_norm
 
 SILU = {F.silu}  # functions that compute it; `optimize` adds those that it finds
@@ -58,13 +58,15 @@ class GroupNorm(Swapped, nn.GroupNorm):
     computes with casts."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return normalize(self, input) if is_image(input) else super().forward(input)
+        return normalize(self, input) if is_image(input) and not patched(self) else super().forward(input)
 
 
 class Sequential(Swapped, nn.Sequential):
     """nn.Sequential in which GroupNorm and SiLU beside each other are one op."""
 
     def forward(self, input: Any) -> Any:
+        if patched(self):
+            return super().forward(input)
         modules = list(self)
         while modules:
             module, *modules = modules

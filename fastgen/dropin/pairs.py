@@ -14,7 +14,7 @@ import inspect
 import linecache
 import textwrap
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -34,6 +34,7 @@ class Paired(Swapped, nn.Module):
     pipelines learn what library a model is of."""
 
     pairs: Pairs
+    stands_for = ()  # its forward asks by itself
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (self.former, self.pairs), self.__getstate__()
@@ -51,21 +52,29 @@ def pairs_of(module: nn.Module) -> Pairs:
 def swap_forward(module: nn.Module, pairs: Pairs) -> None:
     """Gives the module a class whose forward calls each of the pairs as one."""
     cls: Any = type(module)
-    module.__class__ = _joined(cls, pairs)
+    module.__class__ = _joined(cls, cls.forward, pairs)
 
 
 @cache
-def _joined(former: Any, pairs: Pairs) -> Any:
+def _joined(former: Any, original: Any, pairs: Pairs) -> Any:
     """The former class itself where its source is not what it was when the module was pickled."""
-    forward = _rewritten(former.forward, pairs)
+    rewritten = _rewritten(original, pairs)
+    if rewritten is None:
+        return former
+
+    @wraps(rewritten)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As compiled again, unless the class was given another forward since."""
+        return (rewritten if former.forward is original else former.forward)(self, *args, **kwargs)
+
     for act, _ in pairs:  # after unpickling, its functions are to be found anew
-        _is_silu(_named(act, former.forward, None))
+        _is_silu(_named(act, original, None))
     names = {"mixin": Paired, "former": former, "pairs": pairs, "forward": forward, "__doc__": former.__doc__}
-    return type(former.__name__, (Paired, former), {**names, "__module__": former.__module__}) if forward else former
+    return type(former.__name__, (Paired, former), {**names, "__module__": former.__module__})
 
 
-def _rebuild(former: type, pairs: Pairs) -> Any:
-    cls = _joined(former, pairs)
+def _rebuild(former: Any, pairs: Pairs) -> Any:
+    cls = _joined(former, former.forward, pairs)
     return cls.__new__(cls)
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fastgen.dropin import diffusers_blocks
 from fastgen.dropin.block import Block
-from fastgen.dropin.diffusers_sources import full_name, unknown_source
+from fastgen.dropin.diffusers_sources import full_name
 from fastgen.dropin.guided_diffusion import AttentionBlock, ResBlock, is_attention_block, is_group_norm32, is_res_block
 from fastgen.dropin.norms import GroupNorm, Sequential, is_group_norm
 from fastgen.dropin.pairs import pairs_of, swap_forward
@@ -20,12 +20,15 @@ from fastgen.dropin.report import Changed, Left, Outcome
 from fastgen.dropin.swap import Swapped, overridden, overrides, swap
 
 BLOCKS = {
-    "diffusers.models.resnet.ResnetBlock2D": diffusers_blocks.ResnetBlock2D,
-    "diffusers.models.upsampling.Upsample2D": diffusers_blocks.Upsample2D,
-    "diffusers.models.attention_processor.Attention": diffusers_blocks.Attention,
-    "diffusers.models.attention.BasicTransformerBlock": diffusers_blocks.BasicTransformerBlock,
-    "diffusers.models.activations.GEGLU": diffusers_blocks.GEGLU,
-    "diffusers.models.transformers.transformer_2d.Transformer2DModel": diffusers_blocks.Transformer2DModel,
+    mixin.of: mixin
+    for mixin in (
+        diffusers_blocks.ResnetBlock2D,
+        diffusers_blocks.Upsample2D,
+        diffusers_blocks.Attention,
+        diffusers_blocks.BasicTransformerBlock,
+        diffusers_blocks.GEGLU,
+        diffusers_blocks.Transformer2DModel,
+    )
 }
 
 
@@ -38,6 +41,8 @@ def group_norm(module: nn.Module) -> Outcome | None:
     cls: Any = type(module)
     if not is_group_norm32(cls) and (others := overrides(cls, nn.GroupNorm)):
         return Left(f"its class has a {others[0]} of its own")
+    if reason := GroupNorm.unknown(cls):
+        return Left(reason)
     if reason := overridden(module):
         return Left(reason)
     swap(module, GroupNorm)
@@ -53,6 +58,8 @@ def sequential(module: nn.Module) -> Outcome | None:
         return None
     if others := overrides(type(module), nn.Sequential):
         return None if "forward" in others else Left(f"its class has a {others[0]} of its own")
+    if reason := Sequential.unknown(type(module)):
+        return Left(reason)
     if "forward" in module.__dict__:
         return Left("its forward is replaced on the instance")
     swap(module, Sequential)
@@ -64,20 +71,15 @@ def block(module: nn.Module) -> Outcome | None:
     if isinstance(module, Swapped):
         return None
     cls: Any = type(module)
-    mixin: type[Block] | None = None
-    if is_res_block(cls):
+    mixin: type[Block] | None = next((BLOCKS[name] for name in map(full_name, cls.__mro__) if name in BLOCKS), None)
+    if mixin is None and is_res_block(cls):
         mixin = ResBlock
-    elif is_attention_block(cls):
+    elif mixin is None and is_attention_block(cls):
         mixin = AttentionBlock
-    known = next((base for base in cls.__mro__ if full_name(base) in BLOCKS), None)
-    if known is not None:
-        mixin = BLOCKS[full_name(known)]
-        if others := overrides(cls, known):
-            return Left(f"its class has a {others[0]} of its own")
-        if reason := unknown_source(known):
-            return Left(reason)
     if mixin is None:
         return None
+    if reason := mixin.unknown(cls):
+        return Left(reason)
     if "forward" in module.__dict__:
         return Left("its forward is replaced on the instance")
     mixin.learn(module)

@@ -17,14 +17,25 @@ from torch.nn.modules.module import (
     _global_forward_pre_hooks,
 )
 
+# What the mixins compute in place of calling these classes, as PyTorch has them.
+_FORWARDS: dict[type, Any] = {cls: cls.forward for cls in (nn.GroupNorm, nn.LayerNorm, nn.SiLU, nn.Sequential)}
 _BEFORE = "_fastgen_before"  # in old pickles: the attributes that were set, as (former value,), or () where there was none
 
 
 class Swapped:
-    """Base of the mixins. `mixin` is the one that a module's class derives from, `former` the class that the module had."""
+    """Base of the mixins. `mixin` is the one that a module's class derives from, `former` the class that the module had, and
+    `originals` are the methods of that class, of the names in `stands_for`, in place of which the mixin computes."""
 
+    stands_for: tuple[str, ...] = ("forward",)
     mixin: Any
     former: Any
+    originals: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def unknown(cls, former: Any) -> str | None:
+        """Why the mixin cannot stand for a class; None where it can."""
+        replaced = any(cls.forward is not _FORWARDS[cls] for cls in former.__mro__ if cls in _FORWARDS)
+        return "the forward of its class is replaced" if replaced else None
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (self.mixin, self.former), self.__getstate__()  # type: ignore[attr-defined]  # Python 3.11 has it
@@ -36,21 +47,38 @@ class Swapped:
         return twin
 
 
-def _rebuild(mixin: type, former: type) -> Any:
-    cls = _joined(mixin, former)
+def _rebuild(mixin: Any, former: Any) -> Any:
+    """A new object of the former class itself where that is not what it was when the module was pickled."""
+    cls = former if mixin.unknown(former) else _joined(mixin, former, _methods(mixin, former))
     return cls.__new__(cls)
 
 
 @cache
-def _joined(mixin: Any, former: Any) -> Any:
-    names = {"mixin": mixin, "former": former, "__module__": mixin.__module__, "__doc__": former.__doc__}
-    return type(former.__name__, (mixin, former), names)
+def _joined(mixin: Any, former: Any, originals: tuple[tuple[str, Any], ...]) -> Any:
+    names = {"mixin": mixin, "former": former, "originals": originals}
+    return type(former.__name__, (mixin, former), {**names, "__module__": mixin.__module__, "__doc__": former.__doc__})
+
+
+def _methods(mixin: Any, former: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, getattr(former, name)) for name in mixin.stands_for)
 
 
 def swap(module: nn.Module, mixin: Any) -> None:
     """Gives the module a class that derives from the mixin and its own."""
     former: Any = type(module)
-    module.__class__ = _joined(mixin, former)
+    module.__class__ = _joined(mixin, former, _methods(mixin, former))
+
+
+def patched(module: Any) -> bool:
+    """Whether the class of the module is not what it was, as after Class.forward = other: one of PyTorch that mixins compute in
+    place of, or the former class of an exchanged module."""
+    cls = type(module)
+    if issubclass(cls, Swapped):
+        for name, original in cls.originals:  # noqa: SIM110  # any() takes twice as long
+            if getattr(cls.former, name) is not original:
+                return True
+        return False
+    return cls in _FORWARDS and cls.forward is not _FORWARDS[cls]
 
 
 def unswap(module: nn.Module) -> None:
@@ -80,6 +108,8 @@ def overridden(module: nn.Module) -> str | None:
     """What would be lost if a parent read the module's parameters instead of calling it; None where nothing would."""
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
+    if patched(module):
+        return "the forward of its class is replaced"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks"
     if _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks:

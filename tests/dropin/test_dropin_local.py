@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import pkgutil
 import types
+from functools import cache
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import fastgen
-from tests.helpers.diffusers_models import gradients, make, text_unet, unet
+from tests.helpers.diffusers_models import gradients, make, small_text_unet, text_unet, unet
+from tests.helpers.guided_diffusion_unet import UNetModel
 
 EMBEDDING = torch.randn(2, 64, generator=torch.Generator().manual_seed(3))
 
@@ -62,49 +65,69 @@ class AttnProcessor2_0:
         return 0.5 * hidden_states
 
 
-def share(model):
-    model.conv_act = model.mid_block.resnets[0].nonlinearity
+def half(x, *_):
+    return x / 2
 
 
-def add_to_embedding(model):
-    model.time_embedding.register_forward_hook(lambda module, given, got: got + 1)
-
-
-def exchange_embedding(model):
+def exchange(model):
+    model.conv_act = nn.Tanh()
     torch.manual_seed(9)
-    model.time_embedding = TimestepEmbedding(16, 64)
+    model.time_embedding = TimestepEmbedding(8, 32)
+    model.down_blocks[0].resnets[0].norm1 = type("Half", (nn.GroupNorm,), {"forward": lambda self, x: half(x)})(4, 8)
+    model.down_blocks[1].resnets[0].nonlinearity = nn.Tanh()
+    model.mid_block.resnets[0].norm2 = nn.Identity()
+    model.up_blocks[1].attentions[0].transformer_blocks[0].norm2 = nn.RMSNorm(8)
+    model.up_blocks[1].attentions[1].norm = nn.Identity()
 
 
-def halve_norms(model):
-    model.mid_block.resnets[0].norm1 = type("Half", (nn.GroupNorm,), {"forward": lambda self, x: x / 2})(8, 32)
+def hook(model):
+    model.conv_act = model.mid_block.resnets[0].nonlinearity  # which they share
+    for module in (
+        model.time_embedding,
+        model.down_blocks[0].resnets[0].norm1,
+        model.down_blocks[1].resnets[0].norm2,
+        model.mid_block.attentions[0].transformer_blocks[0].norm1,
+        model.up_blocks[0].resnets[0].nonlinearity,
+        model.up_blocks[1].resnets[0].norm1,
+    ):
+        module.register_forward_hook(lambda module, given, got: half(got))
+    model.up_blocks[0].resnets[1].norm1.register_forward_pre_hook(lambda module, given: tuple(map(half, given)))
 
 
-CHANGES = {
-    "an activation is shared": share,
-    "the embedding has a hook": add_to_embedding,
-    "the embedding is exchanged": exchange_embedding,
-    "the activation is exchanged": lambda m: setattr(m, "conv_act", nn.Tanh()),
-    "a norm is exchanged": halve_norms,
-    "a norm is parametrized": lambda m: parametrize.register_parametrization(m.mid_block.resnets[0].norm1, "weight", Times()),
-    "the last norm is parametrized": lambda m: parametrize.register_parametrization(m.conv_norm_out, "bias", Times()),
-    "a convolution is parametrized": lambda m: parametrize.register_parametrization(m.conv_in, "weight", Times()),
-    "a processor of one's own": lambda m: m.set_attn_processor(AttnProcessor2_0()),
-    "a forward is replaced": lambda m: setattr(m.conv_norm_out, "forward", lambda x: x),
-    "a block's forward is replaced": lambda m: setattr(m.mid_block.resnets[0], "forward", lambda x, temb: x),
-    "attention is sliced": lambda m: m.set_attention_slice("max"),
-    "default processors": lambda m: m.set_default_attn_processor(),
-    "feed-forward in chunks": lambda m: hasattr(m, "enable_forward_chunking") and m.enable_forward_chunking(1),
-}
+def replace(model):
+    model.conv_norm_out.forward = half
+    model.down_blocks[0].resnets[0].nonlinearity.forward = half
+    model.down_blocks[1].resnets[0].norm2.forward = half
+    model.mid_block.resnets[0].forward = half
+    model.mid_block.attentions[0].transformer_blocks[0].norm3.forward = half
+    model.up_blocks[1].attentions[0].transformer_blocks[0].ff.net[0].gelu = torch.sigmoid
+    model.up_blocks[1].attentions[1].transformer_blocks[0].attn1.set_processor(AttnProcessor2_0())
+
+
+def parametrize_some(model):
+    for module, name in (
+        (model.conv_in, "weight"),
+        (model.down_blocks[1].resnets[0].norm1, "weight"),
+        (model.mid_block.attentions[0].transformer_blocks[0].norm1, "weight"),
+        (model.conv_norm_out, "bias"),
+    ):
+        parametrize.register_parametrization(module, name, Times())
+    model.set_attention_slice("max")
+    model.mid_block.attentions[0].transformer_blocks[0].set_chunk_feed_forward(32, 1)
+
+
+CHANGES = [exchange, hook, replace, parametrize_some, lambda model: model.set_default_attn_processor()]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_what_is_changed_before_or_after(change, when):
-    (plain, arguments), (model, _) = make(text_unet), make(text_unet)
-    CHANGES[change](plain)
+    """Each in another place, so that they do not hide one another."""
+    (plain, arguments), (model, _) = make(small_text_unet), make(small_text_unet)
+    change(plain)
     if when == "after":
         fastgen.optimize(model)
-    CHANGES[change](model)
+    change(model)
     if when == "before":
         fastgen.optimize(model)
     with torch.no_grad():
@@ -112,6 +135,83 @@ def test_what_is_changed_before_or_after(change, when):
         torch.testing.assert_close(model(*arguments)[0], expected, rtol=1e-4, atol=1e-5)
         fastgen.restore(model)
         assert torch.equal(model(*arguments)[0], expected)
+
+
+def known_to_diffusers():
+    model, arguments = make(small_text_unet)
+    model.to(memory_format=torch.channels_last)
+    return model, (arguments[0].to(memory_format=torch.channels_last), *arguments[1:])
+
+
+def known_to_guided_diffusion():
+    torch.manual_seed(0)
+    return UNetModel(use_scale_shift_norm=True), (torch.randn(2, 3, 8, 8), torch.randn(2, 12))
+
+
+def attributes():
+    torch.manual_seed(0)
+    return Lovely(), (torch.randn(2, 8, 3, 3),)
+
+
+PATCHES = {
+    known_to_diffusers: [
+        "torch.nn:GroupNorm forward", "torch.nn:SiLU forward", "torch.nn:LayerNorm forward",
+        "diffusers.models.resnet:ResnetBlock2D forward", "diffusers.models.upsampling:Upsample2D forward",
+        "diffusers.models.attention_processor:Attention forward",
+        "diffusers.models.attention_processor:AttnProcessor2_0 __call__",
+        "diffusers.models.attention:BasicTransformerBlock forward",
+        "diffusers.models.activations:GEGLU forward", "diffusers.models.activations:GEGLU gelu",
+        "diffusers.models.transformers.transformer_2d:Transformer2DModel _get_output_for_continuous_inputs",
+        "diffusers:UNet2DConditionModel forward",
+    ],
+    known_to_guided_diffusion: [
+        "tests.helpers.guided_diffusion_unet:ResBlock _forward", "tests.helpers.guided_diffusion_unet:AttentionBlock _forward",
+        "tests.helpers.guided_diffusion_unet:QKVAttentionLegacy forward",
+        "tests.helpers.guided_diffusion_unet:GroupNorm32 forward", "torch.nn:Sequential forward",
+    ],
+    attributes: [f"{__name__}:Lovely forward"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def patch(monkeypatch):
+    """patch("torch.nn:SiLU forward"): half as much again as what the class computes."""
+
+    def patch(target):
+        cls, method = target.split(" ")
+        original = getattr(pkgutil.resolve_name(cls), method)
+
+        def louder(self, *args, **kwargs):
+            got = original(self, *args, **kwargs)
+            return 1.5 * got if isinstance(got, torch.Tensor) else (1.5 * got[0],)
+
+        monkeypatch.setattr(pkgutil.resolve_name(cls), method, louder)
+
+    return patch
+
+
+@cache
+def built(build):
+    """A model as it is made, the same optimized, their arguments and their output."""
+    (plain, arguments), (model, _) = build(), build()
+    fastgen.optimize(model)
+    return plain, model, arguments, plain(*arguments)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("build", "target"), [(build, target) for build, targets in PATCHES.items() for target in targets])
+def test_a_class_that_is_patched(build, target, patch):
+    """After optimize, and before it."""
+    plain, model, arguments, unpatched = built(build)
+    patch(target)
+    expected = plain(*arguments)[0]
+    assert not torch.allclose(expected, unpatched, rtol=1e-2)
+    after = model(*arguments)[0]
+    fastgen.optimize(plain)
+    before = plain(*arguments)[0]
+    fastgen.restore(plain)
+    torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_hook_on_all_modules_sees_them_all():

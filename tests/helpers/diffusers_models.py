@@ -38,18 +38,22 @@ def skip_unet():
 
 
 def text_unet(**options):
-    model = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24,
-        attention_head_dim=8,
-        norm_num_groups=8,
+    options = {
+        "sample_size": 16,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 24,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
         **options,
-    )
-    return model, (torch.randn(2, 4, 16, 16), TIME, torch.randn(2, 7, 24))
+    }
+    return UNet2DConditionModel(**options), (torch.randn(2, 4, 16, 16), TIME, torch.randn(2, 7, 24))
+
+
+def small_text_unet():
+    return text_unet(block_out_channels=(8, 16), attention_head_dim=4, norm_num_groups=4)
 
 
 def linear_text_unet():
