@@ -1,6 +1,7 @@
 """Which device to compute on, and in which precision."""
 
 import textwrap
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,31 @@ PRECISIONS = ("auto", "fp32", *AUTOCAST_DTYPES)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """ "auto" is cuda where there is one, else cpu. Raises ValueError for a device that this machine does not have."""
+    """ "auto" is cuda where there is one, else mps where it computes what is needed, else cpu; a warning says why an mps that is
+    there is not taken. Raises ValueError for a device that this machine does not have, and for one that lacks what is needed."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            reason = unusable("mps")
+            if reason is None:
+                return torch.device("mps")
+            warnings.warn(f"device: auto is cpu here, since mps lacks what is needed ({reason})", stacklevel=2)
+        return torch.device("cpu")
+    reason = unusable(name)
+    if reason is not None:
+        raise ValueError(f"device: expected auto, cpu, or a device of this machine, got {name!r} ({reason})")
+    return torch.device(name)
+
+
+def unusable(name: str) -> str | None:
+    """Why a device cannot be computed on, in few words; None where it can."""
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" has no values
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA raises AssertionError
-        reason = textwrap.shorten(str(error).split("\n")[0], 100)  # torch lists all that it could have been
-        raise ValueError(f"device: expected auto, cpu, or a device of this machine, got {name!r} ({reason})") from None
-    return device
+        # Samplers and the optimizer compute their coefficients in fp64, which mps lacks so far; "meta" has no values.
+        torch.zeros(1, dtype=torch.float64, device=name).item()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # without CUDA torch raises AssertionError
+        return textwrap.shorten(str(error).split("\n")[0], 100)  # torch lists all that it could have been
+    return None
 
 
 def place(model: nn.Module, device: torch.device, *, channels_last: bool = True) -> nn.Module:

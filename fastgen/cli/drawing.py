@@ -42,7 +42,7 @@ class DrawingOptions:
     step: int | None = None
     """The checkpoint; the last one when not given."""
     device: str = "auto"
-    """auto: cuda where there is one, else cpu."""
+    """auto: cuda where there is one, else mps where it computes what is needed, else cpu."""
 
     def __post_init__(self):
         expect("preview_every", self.preview_every, self.preview_every is None or self.preview_every >= 1, "a number >= 1")

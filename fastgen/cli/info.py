@@ -14,7 +14,7 @@ from fastgen.config.presets import PRESETS
 from fastgen.data import open_dataset
 from fastgen.data.indexed import IndexedDataset
 from fastgen.data.units import measure
-from fastgen.device import resolve_device, resolve_precision
+from fastgen.device import resolve_device, resolve_precision, unusable
 from fastgen.errors import expect, lookup
 from fastgen.training.data import reading
 from fastgen.training.footprint import footprint
@@ -49,11 +49,21 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": _device_name(device),
         "autocast": precision if precision != "fp32" else "none: the device does not multiply 16 bits in hardware",
     }
     ops = [getattr(functional, name) for name in functional.__all__ if name not in ("at", "fresh_key", "noise_key")]
     return rows | {op.__name__: _path(op, device) for op in ops}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    if device.type == "mps":
+        return "mps"
+    reason = unusable("mps") if torch.backends.mps.is_available() else None
+    instead = "" if reason is None else f"; not mps, which lacks what is needed: {reason}"
+    return f"cpu, {torch.get_num_threads()} threads{instead}"
 
 
 def _memory(preset: str, batch: int | None) -> dict[str, str]:

@@ -202,7 +202,7 @@ class TrainConfig:
     autocast of a model in bf16, whose weights are rounded from fp32 ones that the optimizer keeps, so that nothing is cast to
     compute with it. Gradients are then bf16, also summed over accumulation's parts and over ranks. What is saved is fp32."""
     device: str = "auto"
-    """auto: cuda where there is one, else cpu."""
+    """auto: cuda where there is one, else mps where it computes what is needed, else cpu."""
     compile: bool = False
     """Compile the objective with torch.compile: a minute before the first step."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"

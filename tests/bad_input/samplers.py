@@ -100,7 +100,7 @@ CASES = [
             "guidance": (NAN, INF, "2", None),
             "interval": ((0.5, 0.2), 0.5, (NAN, 1.0), ("0", "1")),
             "rescale": (-1.0, 2.0, NAN, "x"),
-            "negative": (1.5, "cat"),
+            "negative": (1.5, ["cat"]),
             "steps": (0, -1, 2.5, "10", None, 10**9, math.inf),
             "sampler": ("eulr", None, 5),
             "times": ("cosine", None),
