@@ -36,7 +36,7 @@ def unusable(name: str) -> str | None:
     """Why a device cannot be computed on, in few words; None where it can."""
     try:
         # Samplers and the optimizer compute their coefficients in fp64, which mps lacks so far; "meta" has no values.
-        torch.zeros(1, dtype=torch.float64, device=name).item()
+        torch.zeros(1, dtype=torch.float64, device=torch.device(name)).item()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # without CUDA torch raises AssertionError
         return textwrap.shorten(str(error).split("\n")[0], 100)  # torch lists all that it could have been
     return None

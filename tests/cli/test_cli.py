@@ -260,14 +260,13 @@ def test_a_folder_of_truncated_images_is_named(refused, runs, tmp_path):
     assert "source: expected readable images in photos, got 3 broken: 0.png (" in said
 
 
-def test_images_of_several_sizes_need_a_size(refused, done, runs, tmp_path):
+def test_images_of_several_sizes_get_one_that_is_said(done, runs, tmp_path):
     for i in range(4):
         tiny_runs.picture(tmp_path / "photos" / f"{i}.png", 8 + 4 * i, 8)
-    command = ["train", "folder32", "--config", runs / "tiny.yaml", "--data.source", "photos", "--out", "run"]
-    said = refused(*command)
-    assert "images: expected one shape, (C, H, W) = (1, 8, 8) as the first of photos, got (1, 12, 8) of 1.png; size=" in said
-    assert done(*command, "--data.size", 8)  # into the folder that the first attempt left
+    command = ["train", "folder32", "--config", runs / "tiny.yaml", "--data.source", "photos"]
+    assert done(*command, "--out", "run")[0].startswith("data.size: 8, since none is given and images are of 4 sizes")
     assert fastgen.load("run").shape == (1, 8, 8)
+    assert "data.size" not in "".join(done(*command, "--out", "other", "--data.size", 16))
 
 
 def test_a_folder_that_holds_a_run_or_anything_else_is_left_alone(refused, runs):
