@@ -46,6 +46,17 @@ def activated(activation: Any, norm: Any, x: Any) -> Any:
     return activation(norm(x))
 
 
+def activated_modulated(activation: Any, norm: Any, x: Any, scale: Any, shift: Any) -> Any:
+    """activation(norm(x) * (scale + 1) + shift), likewise; scale and shift are one number for each image and channel."""
+    if fuses(activation, norm) and is_image(x) and all(_per_channel(y, x) for y in (scale, shift)):
+        return normalize(norm, x, activation="silu", scale=scale.flatten(1), shift=shift.flatten(1))
+    return activation(norm(x) * (scale + 1) + shift)
+
+
+def _per_channel(y: Any, x: Tensor) -> bool:
+    return isinstance(y, Tensor) and y.shape == (*x.shape[:2], *[1] * (x.dim() - 2)) and y.dtype == x.dtype
+
+
 def fuses(activation: Any, norm: Any) -> bool:
     """Whether a norm and the activation of its output may be one op."""
     silu = plain(activation, nn.SiLU) if isinstance(activation, nn.Module) else activation in SILU

@@ -5,8 +5,16 @@ The forward is compiled once more from its source, in which each such pair of ca
     x = self.norm(x)            x = activated(self.act, self.norm, x)
     x = self.act(x)       →
 
-is one call of `norms.activated`, which decides each time whether they may be one op. All else in the forward, and the norm and
-the activation themselves, which others may share or call, stay as they are.
+is one call of `norms.activated`, which decides each time whether they may be one op; so is, by `norms.activated_modulated`, what
+is scaled and shifted in between:
+
+    x = self.norm(x)
+    if embedding is not None:
+        scale, shift = embedding
+        x = x * (scale + 1) + shift
+    x = self.act(x)
+
+All else in the forward, and the norm and the activation themselves, which others may share or call, stay as they are.
 """
 
 import ast
@@ -22,11 +30,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastgen.dropin.norms import SILU, activated, is_group_norm
+from fastgen.dropin.norms import SILU, activated, activated_modulated, is_group_norm
 from fastgen.dropin.swap import Swapped
 
 Pairs = frozenset[tuple[str, str]]  # of an activation and a norm, as the source names them
-_HELPER = "fastgen_activated"
+_HELPERS: dict[int, Any] = {
+    1: activated,
+    3: activated_modulated,
+}  # by how many arguments they have besides the activation and the norm
 
 
 class Paired(Swapped, nn.Module):
@@ -40,13 +51,22 @@ class Paired(Swapped, nn.Module):
         return _rebuild, (self.former, self.pairs), self.__getstate__()
 
 
-def pairs_of(module: nn.Module) -> Pairs:
-    """The pairs in the module's forward that are a group norm and SiLU. Functions that compute SiLU are added to `SILU`."""
+def pairs_of(module: nn.Module) -> tuple[Pairs, set[str]]:
+    """The pairs in the module's forward that are a group norm and SiLU, and why others are not. Functions that compute SiLU are
+    added to `SILU`."""
     cls: Any = type(module)
     function = cls.forward
-    found = {(act, norm) for act, norm in _candidates(function) if is_group_norm(_named(norm, function, module))}
-    found = {(act, norm) for act, norm in found if _is_silu(_named(act, function, module))}
-    return frozenset(found) if found and _rewritten(function, frozenset(found)) else frozenset()
+    found = {(act, norm) for act, norm in _candidates(function) if _is_silu(_named(act, function, module))}
+    norms = {norm: _named(norm, function, module) for _, norm in found}
+    pairs = frozenset((act, norm) for act, norm in found if is_group_norm(norms[norm]))
+    others = {
+        f"its {name.removeprefix('self.')}, before SiLU, is {type(norm).__name__}"
+        for name, norm in norms.items()
+        if isinstance(norm, nn.Module) and not isinstance(norm, nn.GroupNorm) and "Norm" in type(norm).__name__
+    }
+    if pairs and not _rewritten(function, pairs):
+        return frozenset(), {"its forward's source is not at hand"}
+    return pairs, others
 
 
 def swap_forward(module: nn.Module, pairs: Pairs) -> None:
@@ -131,7 +151,8 @@ def _rewritten(function: Any, pairs: Pairs) -> Any:
     decorators, definition.decorator_list = definition.decorator_list, []
     _Fuse(lambda *pair: pair in pairs).visit(definition)
     code = _code(definition, inner)
-    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True)) | {_HELPER: CellType(activated)}
+    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
+    cells |= {_name(helper): CellType(helper) for helper in _HELPERS.values()}
     closure = tuple(cells[name] for name in code.co_freevars)
     made: Any = FunctionType(code, inner.__globals__, inner.__name__, inner.__defaults__, closure)
     made.__kwdefaults__, made.__doc__, made.__qualname__ = inner.__kwdefaults__, inner.__doc__, inner.__qualname__
@@ -183,9 +204,9 @@ def _codes(filename: str) -> list[CodeType]:
 
 
 def _code(definition: ast.FunctionDef, function: FunctionType) -> CodeType:
-    """The definition compiled, with the function's free variables and that of the helper. Annotations and defaults are taken from
-    the function, not evaluated again."""
-    outer = ast.parse(f"def outer({', '.join((_HELPER, *function.__code__.co_freevars))}): pass")
+    """The definition compiled, with the function's free variables and those of the helpers. Annotations and defaults are taken
+    from the function, not evaluated again."""
+    outer = ast.parse(f"def outer({', '.join((*map(_name, _HELPERS.values()), *function.__code__.co_freevars))}): pass")
     outer.body[0].body = [definition]  # type: ignore[attr-defined]
     for each in (*definition.args.posonlyargs, *definition.args.args, *definition.args.kwonlyargs):
         each.annotation = None
@@ -209,8 +230,7 @@ class _Fuse(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         outer = _applied(node)
-        inner = _applied(outer[1]) if outer else None
-        return _call(node, inner[1], outer[0], inner[0]) if outer and inner and self._wants(outer, inner) else node
+        return (outer and self._fused(node, outer[0], outer[1])) or node
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         for name in ("body", "orelse", "finalbody"):
@@ -231,6 +251,8 @@ class _Fuse(ast.NodeTransformer):
         if act is None or not isinstance(act[2], ast.Name) or act[2].id != act[0]:
             return False
         last = before[-1]
+        if self._between(before, act[0], act[1], statement):
+            return True
         if isinstance(last, ast.If):
             branches = [last.body, last.orelse]
             if not any(branch and self._pair(branch[-1], statement) for branch in branches):
@@ -246,25 +268,72 @@ class _Fuse(ast.NodeTransformer):
 
     def _pair(self, first: Any, second: Any) -> Any:
         """Both as one statement; None where they are no pair."""
-        norm, act = _assigned(first), _assigned(second)
-        if norm is None or act is None or norm[0] != act[0] or not self._wants((act[1], act[2]), (norm[1], norm[2])):
+        act = _assigned(second)
+        if act is None or _target(first) != act[0]:
             return None
-        return ast.copy_location(ast.Assign(first.targets, _call(second, norm[2], act[1], norm[1])), second)
+        fused = self._fused(second, act[1], first.value)
+        return fused and ast.copy_location(ast.Assign(first.targets, fused), second)
 
-    def _wants(self, act: tuple[ast.expr, ast.expr], norm: tuple[ast.expr, ast.expr]) -> bool:
-        return _is_path(act[0]) and _is_path(norm[0]) and self.wanted(ast.unparse(act[0]), ast.unparse(norm[0]))
+    def _between(self, before: list[Any], x: str, act: ast.expr, at: Any) -> bool:
+        """Whether x = act(x) became part of x = norm(y) and of what scales and shifts x after it, on a condition or always."""
+        if len(before) < 2 or _target(before[-2]) != x:
+            return False
+        first, last = before[-2:]
+        condition = last if isinstance(last, ast.If) and not last.orelse else None
+        steps: list[Any] = [last] if condition is None else condition.body
+        norm, modulated = _applied(first.value), _modulated(getattr(steps[-1], "value", None))
+        if norm is None or modulated is None or {_target(steps[-1]), ast.unparse(modulated[0])} != {x}:
+            return False
+        others = [*steps[:-1], *modulated[1:], *([] if condition is None else [condition.test])]
+        if any(isinstance(node, ast.Name) and node.id == x for other in others for node in ast.walk(other)):
+            return False
+        plain = self._call(at, act, norm[0], modulated[0])
+        if plain is None:
+            return False
+        first.value, steps[-1].value = norm[1], self._call(at, act, norm[0], *modulated)
+        if condition is not None:
+            condition.orelse = [ast.copy_location(ast.Assign(first.targets, plain), at)]
+        return True
+
+    def _fused(self, at: Any, act: ast.expr, inner: ast.expr) -> ast.expr | None:
+        """act(inner) as one call, where inner is norm(x), or that scaled and shifted; None where it is neither."""
+        modulated = _modulated(inner)
+        norm = _applied(modulated[0] if modulated else inner)
+        return norm and self._call(at, act, *norm, *(modulated or ())[1:])
+
+    def _call(self, at: Any, act: ast.expr, norm: ast.expr, *x: ast.expr) -> ast.expr | None:
+        """The call of a helper; None where the pair is not wanted."""
+        if not _is_path(act) or not _is_path(norm) or not self.wanted(ast.unparse(act), ast.unparse(norm)):
+            return None
+        return ast.copy_location(ast.Call(ast.Name(_name(_HELPERS[len(x)]), ast.Load()), [act, norm, *x], []), at)
 
 
-def _call(at: Any, x: ast.expr, act: ast.expr, norm: ast.expr) -> ast.expr:
-    return ast.copy_location(ast.Call(ast.Name(_HELPER, ast.Load()), [act, norm, x], []), at)
+def _name(helper: Any) -> str:
+    """A helper's name in the functions that are compiled again."""
+    return f"fastgen_{helper.__name__}"
+
+
+def _modulated(node: Any) -> tuple[ast.expr, ast.expr, ast.expr] | None:
+    """(x, scale, shift) of x * (scale + 1) + shift, or with 1 + scale."""
+    match node:
+        case ast.BinOp(ast.BinOp(x, ast.Mult(), ast.BinOp(ast.Constant(1), ast.Add(), scale)), ast.Add(), shift):
+            return x, scale, shift
+        case ast.BinOp(ast.BinOp(x, ast.Mult(), ast.BinOp(scale, ast.Add(), ast.Constant(1))), ast.Add(), shift):
+            return x, scale, shift
+    return None
+
+
+def _target(statement: Any) -> str | None:
+    """x of the statement x = …"""
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name):
+        return statement.targets[0].id
+    return None
 
 
 def _assigned(statement: Any) -> tuple[str, ast.expr, ast.expr] | None:
     """(x, f, y) of the statement x = f(y)."""
-    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1 or not isinstance(statement.targets[0], ast.Name):
-        return None
-    applied = _applied(statement.value)
-    return (statement.targets[0].id, *applied) if applied else None
+    target, applied = _target(statement), _applied(getattr(statement, "value", None))
+    return (target, *applied) if target is not None and applied else None
 
 
 def _applied(node: Any) -> tuple[ast.expr, ast.expr] | None:

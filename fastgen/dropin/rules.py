@@ -93,9 +93,9 @@ def pair(module: nn.Module) -> Outcome | None:
     """A norm and its activation that the forward of any other module calls one after the other as one op."""
     if isinstance(module, Swapped):
         return None
-    pairs = pairs_of(module)
+    pairs, others = pairs_of(module)
     if not pairs:
-        return None
+        return Left(", ".join(sorted(others))) if others else None
     if "forward" in module.__dict__:
         return Left("its forward is replaced on the instance")
     swap_forward(module, pairs)

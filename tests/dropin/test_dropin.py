@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fastgen
+from fastgen.dropin import norms
 from fastgen_kernels import dispatch
 
 
@@ -222,3 +223,55 @@ def test_the_report_is_a_table():
         "0 weights made channels_last"
     )
     assert str(fastgen.optimize(nn.ReLU())) == "changed: nothing\nleft: nothing\n0 weights made channels_last"
+
+
+class Modulated(nn.Module):
+    """A block as in denoising-diffusion-pytorch 1.0: scale and shift, of a time embedding, between norm and activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj, self.norm, self.act = nn.Conv2d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU()
+
+    def forward(self, x, scale_shift=None):
+        x = self.proj(x)
+        x = self.norm(x)
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            x = x * (scale + 1) + shift
+        x = self.act(x)
+        return x
+
+
+class ModulatedAlways(Modulated):
+    def forward(self, x, scale_shift):
+        scale, shift = scale_shift
+        return self.act(self.norm(self.proj(x)) * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "fused"),
+    [
+        (Modulated, (2, 8, 1, 1), True),
+        (Modulated, None, True),
+        (Modulated, (2, 8, 6, 5), False),
+        (Modulated, (1, 8, 1, 1), False),
+        (ModulatedAlways, (2, 8, 1, 1), True),
+    ],
+)
+def test_what_is_scaled_and_shifted_before_its_activation(block, shape, fused, monkeypatch):
+    """It is one op where scale and shift are one number for each image and channel."""
+    torch.manual_seed(0)
+    model, x = block(), torch.randn(2, 4, 6, 5)
+    embedding = None if shape is None else torch.randn(2, *shape, requires_grad=True)
+
+    def both():
+        y = model(x, embedding)
+        return y, *torch.autograd.grad(torch.cos(y).sum(), [*model.parameters(), *([] if shape is None else [embedding])])
+
+    expected = both()
+    calls = []
+    normalize = norms.normalize
+    monkeypatch.setattr(norms, "normalize", lambda *a, **k: (calls.append(k.get("activation")), normalize(*a, **k))[1])
+    assert len(fastgen.optimize(model).changed) == 2  # the norm, and the block
+    torch.testing.assert_close(both(), expected, rtol=1e-4, atol=1e-5)
+    assert ("silu" in calls) == fused
